@@ -1,0 +1,45 @@
+/* Server-sent events of model servers (WHATWG HTML 9.2.6), watched as they pass.
+ *
+ * The scanner changes nothing: it tells where events end, and what they said: usage, finish reason, error frames,
+ * the terminator of the dialect. Events may be split anywhere, between and inside lines, CR, LF and CRLF line ends alike.
+ * Comment lines (":") are no progress (SEMANTICS 3: they do not reset the idle deadline).
+ */
+#ifndef ASC_SSE_H
+#define ASC_SSE_H
+
+#include "jsonscan.h"
+
+typedef struct {
+    json_answer json;       /* scan of the data of the event under way */
+    uint64_t events;        /* events with data that have ended */
+    uint64_t bytes;         /* bytes fed */
+    uint64_t boundary;      /* offset just after the last complete event or comment block: 0 at first */
+    int64_t usage_in, usage_out; /* last usage seen, -1 none */
+    uint8_t dialect;        /* enum json_dialect */
+    uint8_t finish;         /* enum json_finish: the last not none */
+    bool terminated;        /* OPENAI: data [DONE]; MESSAGES: message_stop; RESPONSES: response.completed, .incomplete or
+                               .failed; TGI: generated_text not null */
+    bool error;             /* an error frame passed: OPENAI/TGI top-level "error"; MESSAGES: type error; RESPONSES: type
+                               error or response.failed */
+    bool content;           /* a content byte has passed (SEMANTICS 3, commit): OPENAI a non-empty delta.content, .reasoning,
+                               .reasoning_content, .refusal, text, or any tool_calls; MESSAGES content_block_delta;
+                               RESPONSES any *.delta; TGI any token; NONE any data */
+    bool progress;          /* set when data (not a comment) was seen in the last feed */
+    /* private line state */
+    uint8_t state, field, name_len, last_cr;
+    uint8_t done_match;
+    bool has_data;
+    char name[16];
+    char event[40];
+    uint8_t event_len;
+} sse_scanner;
+
+void sse_init(sse_scanner *scanner, enum json_dialect dialect);
+
+/* Watch bytes[0..len). Returns how many events ended in it. */
+unsigned sse_feed(sse_scanner *scanner, const char *bytes, size_t len);
+
+/* True when the stream so far ends exactly at an event boundary (a frame may be inserted here). */
+static inline bool sse_at_boundary(const sse_scanner *scanner) { return scanner->boundary == scanner->bytes; }
+
+#endif
