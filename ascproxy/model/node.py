@@ -1,0 +1,67 @@
+"""What differs per machine: the checked node file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTls:
+    """Absolute paths. ``client_ca`` makes it mTLS: a certificate from that CA is required."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of LIMITS 1 that HTTP/1.1 and upstreams need; milliseconds, bytes, counts."""
+
+    tls_handshake_ms: int = 10_000
+    header_timeout_ms: int = 10_000
+    idle_timeout_ms: int = 75_000
+    connection_age_ms: int = 3_600_000
+    connection_requests: int = 10_000
+    body_idle_ms: int = 30_000
+    body_min_rate: int = 1_024
+    body_total_ms: int = 300_000
+    write_stall_ms: int = 30_000
+    max_request_line: int = 8_192
+    max_field: int = 16_384
+    max_head: int = 32_768
+    max_fields: int = 100
+    max_body: int = 32 * 1024 * 1024
+    max_bodies: int = 256 * 1024 * 1024
+    max_unauthenticated_body: int = 65_536
+    json_depth: int = 64
+    json_keys: int = 10_000
+    json_digits: int = 64
+    max_connections: int = 16_384
+    drain_unary_ms: int = 30_000
+    drain_stream_ms: int = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """``address`` is ``host:port``, ``[v6]:port`` or ``unix:/path``; ``name`` is the address, or what the file calls it."""
+
+    name: str
+    address: str
+    tls: ListenerTls | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The node file with absolute paths and numbers. ``workers`` is at least 1; ``access_log`` is ``stdout``, ``none``
+    or an absolute path."""
+
+    name: str
+    state_dir: str
+    run_dir: str
+    workers: int
+    listeners: tuple[Listener, ...]
+    metrics_address: str
+    limits: Limits = field(default_factory=Limits)
+    access_log: str = "stdout"

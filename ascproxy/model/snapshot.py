@@ -1,0 +1,73 @@
+"""A snapshot: one complete, checked revision of everything that workers decide on, and its bytes.
+
+The bytes are one JSON object with a layout version, written by control into a sealed memory file and read by every
+worker (DESIGN 2, Reload). They hold no secret. :func:`encode` and :func:`decode` are inverse to each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, is_dataclass
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import orjson
+
+from ascproxy.errors import AscproxyError
+from ascproxy.model.node import Node
+from ascproxy.model.provider import Credential, Provider
+from ascproxy.model.route import Route
+from ascproxy.model.tenant import Tenant
+
+LAYOUT = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """``revision`` is the first 12 hex digits of the SHA-256 of the canonical content."""
+
+    revision: str
+    node: Node
+    tenants: tuple[Tenant, ...]
+    credentials: tuple[Credential, ...]
+    providers: tuple[Provider, ...]
+    routes: tuple[Route, ...]
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The bytes of a snapshot: ``{"layout": 1, "snapshot": {...}}``."""
+    return orjson.dumps({"layout": LAYOUT, "snapshot": snapshot})
+
+
+def decode(data: bytes | memoryview) -> Snapshot:
+    """The snapshot in ``data``. Raises :class:`AscproxyError` for another layout or for bytes that are no snapshot."""
+    try:
+        document = orjson.loads(data)
+        layout = document["layout"]
+        if layout != LAYOUT:
+            raise AscproxyError(f"snapshot has layout {layout}, this version reads layout {LAYOUT}")
+        return _noun(Snapshot, document["snapshot"])
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise AscproxyError(f"not a snapshot: {error}") from error
+
+
+def _noun(kind: type[T], raw: dict[str, Any]) -> T:
+    hints = get_type_hints(kind)
+    return kind(**{f.name: _value(hints[f.name], raw[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
+
+
+def _value(hint: Any, raw: Any) -> Any:  # noqa: ANN401 - the shape is the hint's
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        if raw is None:
+            return None
+        hint = next(a for a in get_args(hint) if a is not NoneType)
+        return _value(hint, raw)
+    if origin is tuple:
+        return tuple(_value(get_args(hint)[0], item) for item in raw)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _noun(hint, raw)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return hint(raw)
+    return raw
