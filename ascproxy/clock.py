@@ -6,7 +6,7 @@ timestamps and the validity of tokens); :func:`wall_ns` is for timestamps and ex
 
 from __future__ import annotations
 
-from time import monotonic_ns as monotonic_ns
+from time import monotonic_ns
 from time import time_ns as wall_ns
 
 __all__ = ["monotonic_ns", "wall_ns"]

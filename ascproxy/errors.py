@@ -1,6 +1,7 @@
 """The exception tree of ascproxy: every leaf is a sentence for a human that says what to do.
 
-Floor 0: imports nothing of ours. Foreign exceptions are mapped to these once, at the border of the room that called out.
+Floor 0: imports nothing of ours. Foreign exceptions are mapped to these once, at the border of the
+room that called out.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """``address`` is ``host:port``, ``[v6]:port`` or ``unix:/path``; ``name`` is the address, or what the file calls it."""
+    """``address`` is ``host:port``, ``[v6]:port`` or ``unix:/path``; ``name`` is what the file calls it or it."""
 
     name: str
     address: str

@@ -17,7 +17,7 @@ class ProviderType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UpstreamTls:
-    """How to verify a provider, and how to show who we are. Paths are absolute; ``ca`` None means the system's store."""
+    """How to verify a provider, and how to show who we are. Absolute paths; ``ca`` None means the system's store."""
 
     ca: str | None = None
     certificate: str | None = None
@@ -64,7 +64,7 @@ class Provider:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """Where a provider credential is read from: scheme ``file`` (absolute path), ``systemd`` (name) or ``env`` (variable)."""
+    """Where a provider credential is read from: ``file`` (absolute path), ``systemd`` (name) or ``env`` (variable)."""
 
     name: str
     scheme: str

@@ -57,7 +57,7 @@ def _noun(kind: type[T], raw: dict[str, Any]) -> T:
     return kind(**{f.name: _value(hints[f.name], raw[f.name]) for f in fields(kind)})  # type: ignore[arg-type]
 
 
-def _value(hint: Any, raw: Any) -> Any:  # noqa: ANN401 - the shape is the hint's
+def _value(hint: Any, raw: Any) -> Any:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         if raw is None:

@@ -1,0 +1,289 @@
+"""The contract between the native core and Python (DESIGN 5); why it differs from its first draft is in
+docs/decisions/0002-native-contract.md.
+
+One :class:`Core` per worker, used from its event-loop thread only. Bytes move natively; Python is called for decisions:
+at most ``on_request`` and ``on_settle`` for a request that succeeds, never per chunk.
+"""
+
+from asyncio import Task
+from collections.abc import Callable
+from typing import Any, Protocol, final
+
+# How answers are scanned (Plan.scan): what counts as usage, error, content and end.
+SCAN_NONE: int
+SCAN_OPENAI: int
+SCAN_MESSAGES: int
+SCAN_RESPONSES: int
+SCAN_TGI: int
+
+@final
+class Names:
+    """A set of header names: exact lower-case names, or patterns with one ``*`` (``x-ratelimit-*``, ``x-*-time``)."""
+
+    def __init__(self, names: tuple[str, ...]) -> None: ...
+    def __contains__(self, name: str) -> bool: ...
+
+@final
+class Plan:
+    """How to ask one endpoint for one operation: everything of a forward that is the same for each request. Immutable.
+
+    ``head``: request line and static fields, each line ended by CRLF, without the empty line
+    (``b"POST /v1/chat/completions HTTP/1.1\\r\\nhost: h\\r\\naccept-encoding: identity\\r\\n"``).
+    ``secret``: appended as ``secret_prefix + secret`` (``b"authorization: Bearer "``), after every other field.
+    ``request_headers`` / ``response_headers``: allow-lists of what passes from the client and back; framing, host,
+    connection and x-request-id fields are always written by the core.
+    ``model``: replaces the value of the body's ``model`` member (plain text; escaped here), None leaves it.
+    ``block``: first cell of the meter block on the page. ``log``: JSON members of the access line that belong to this
+    plan, without braces or outer commas (``b'"route":"chat","provider":"rack-a"'``).
+    Deadlines are milliseconds; 0 means none.
+    """
+
+    def __init__(
+        self,
+        *,
+        endpoint: int,
+        head: bytes,
+        request_headers: Names,
+        response_headers: Names,
+        secret: Secret | None = None,
+        secret_prefix: bytes = b"",
+        model: str | None = None,
+        scan: int = 0,
+        first_byte_ms: int = 300_000,
+        idle_ms: int = 120_000,
+        total_ms: int = 3_600_000,
+        block: int = 0,
+        log: bytes = b"",
+    ) -> None: ...
+    @property
+    def endpoint(self) -> int: ...
+
+@final
+class Listener:
+    """A listening address: its name, its TLS context (one reference, read per new connection) and its limits.
+
+    ``limits`` are the attributes of :class:`ascproxy.model.node.Limits` by name.
+    """
+
+    def __init__(self, *, name: str, tls: TlsContext | None, limits: dict[str, int], trusted: bool = False) -> None: ...
+    tls: TlsContext | None
+    @property
+    def name(self) -> str: ...
+
+@final
+class Stream:
+    """One exchange, from its head to its settlement. Attributes about the request are fixed once ``on_request`` is called.
+
+    ``reject``: why the core asks for a refusal in ``on_reject`` (a public error code of SEMANTICS 5).
+    ``failure``: in ``on_response``: ``""`` (the upstream answered with ``upstream_status`` 401, 403, 429 or >= 500),
+    ``"closed"`` (before any response byte), ``"reset"``, ``"timeout"``, ``"malformed"``, ``"truncated"``.
+    ``outcome``, in ``on_settle``: ``"complete"``, ``"refused"`` (we answered), ``"client_gone"``, ``"upstream_failed"``,
+    ``"upstream_timeout"``, ``"truncated"``, ``"write_stall"``, ``"upstream_aborted"``, ``"draining"``.
+    """
+
+    # the request
+    method: bytes | None  # None when the head could not be parsed
+    path: bytes | None
+    query: bytes
+    listener: Listener
+    peer: str
+    request_id: bytes  # the client's when acceptable (SEMANTICS 5), else 32 hex digits
+    credential: bytes | None  # of Authorization: Bearer, x-api-key
+    credential_digest: bytes | None  # its SHA-256, 32 bytes
+    two_credentials: bool
+    client_certificate: bytes | None  # DER
+    content_length: int  # -1 unknown (chunked), 0 none
+    body_len: int
+    scan_error: str  # "" or a sentence; scan_code "invalid_json" | "duplicate_field" | "invalid_request"
+    scan_code: str
+    model: bytes | None
+    stream: bool
+    max_tokens: int  # -1 absent
+    reject: str
+    body_limit: int  # writable in on_head: bytes of body that may be collected
+    # the answer
+    failure: str
+    upstream_status: int
+    upstream_header: Callable[[str], bytes | None]
+    reused: bool  # the upstream connection had served before
+    attempts: int  # forwards so far
+    status: int  # sent to the client, 0 none, 499 client gone
+    committed: bool  # a content byte or an answer head is on its way to the client
+    outcome: str
+    usage_in: int
+    usage_out: int
+    finish: str
+    bytes_in: int
+    bytes_out: int
+    upstream: Upstream | None
+    # the walk's own
+    principal: Any
+    context: Any
+    log: bytes  # JSON members of the access line, set by the walk (the principal's fragment)
+    code: str  # public error code, set by respond
+    task: Task[None] | None
+    done: bool  # settled, or the client is gone: a task must stop
+
+    def header(self, name: str) -> bytes | None:
+        """The value of the first field of that lower-case name. Raises ValueError after the head was dropped."""
+
+    def body(self) -> bytes:
+        """A copy of the collected body."""
+
+    def forward(self, upstream: Upstream, plan: Plan) -> None:
+        """Send the request over a ready upstream. May be called again from ``on_response`` or from a task."""
+
+    def relay(self) -> None:
+        """In ``on_response`` with ``failure == ""``: pass the upstream's answer on as it is."""
+
+    def respond(
+        self, status: int, headers: bytes, body: bytes, *, code: str = "", close: bool = False, block: int = 0
+    ) -> None:
+        """Answer ourselves. ``headers``: complete lines ended by CRLF; framing, date and x-request-id are added.
+
+        ``block`` counts the answer in that meter block. Raises RuntimeError once the answer is committed.
+        """
+
+    def abort(self, outcome: str) -> None:
+        """Cut both connections; the client sees broken framing."""
+
+@final
+class Upstream:
+    """One connection to an endpoint; also its own asyncio protocol. Owned by a pool while idle."""
+
+    endpoint: int
+    ready: bool
+    reusable: bool
+    served: int
+    idle_since_ns: int
+    pool: Any
+
+    def usable(self, now_ns: int, idle_ms: int) -> bool:
+        """Alive, idle, and idle for less than ``idle_ms``."""
+
+    def close(self) -> None: ...
+
+class Walk(Protocol):
+    """What a worker hands to its Core: synchronous methods, never called per chunk.
+
+    Each of the first four must end in exactly one of ``forward``, ``relay``, ``respond``, ``abort``, or leave a task in
+    ``stream.task`` that will. ``on_head`` may also just return. An exception is logged and answered with 500.
+    """
+
+    def on_head(self, stream: Stream, /) -> None:
+        """The head is here but its body is not: check credential, operation and size; return to let the body come."""
+
+    def on_request(self, stream: Stream, /) -> None:
+        """The request is complete and scanned."""
+
+    def on_reject(self, stream: Stream, /) -> None:
+        """The core cannot serve this (``stream.reject``): respond. The connection closes afterwards."""
+
+    def on_response(self, stream: Stream, /) -> None:
+        """The upstream failed before anything was committed: forward elsewhere, relay, or respond."""
+
+    def on_settle(self, stream: Stream, /) -> None:
+        """Exactly once, last. The upstream, if ``stream.upstream`` is reusable, goes back to its pool."""
+
+@final
+class Core:
+    """The data path of one worker. ``limits`` as for Listener (upstream heads and node-wide bounds)."""
+
+    def __init__(self, *, walk: Walk, page: Page, limits: dict[str, int]) -> None: ...
+    def listen(self, listener: Listener) -> Callable[[], Any]:
+        """A protocol factory for ``loop.create_server``."""
+
+    def connect(
+        self,
+        endpoint: int,
+        tls: TlsContext | None,
+        server_name: str,
+        ready: Callable[[Upstream, str], None],
+    ) -> Callable[[], Any]:
+        """A protocol factory for ``loop.create_connection``. ``ready(upstream, "")`` once it can carry a request, TLS
+        included; ``ready(upstream, reason)`` when it failed before that."""
+
+    def tick(self, now_ns: int) -> None:
+        """Every 100 ms: all deadlines, the probe of paused sockets, heartbeat and gauges. ``now_ns`` is monotonic."""
+
+    def drain(self, unary_ns: int, stream_ns: int) -> None:
+        """Close idle connections, answer the rest with ``Connection: close``; cut unary exchanges and streams that are
+        still there at these monotonic times."""
+
+    def take_log(self) -> bytes:
+        """The access lines since the last call, newline-terminated JSON; at most 1 MiB is kept."""
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+    @property
+    def calls(self) -> int:
+        """Python calls made for walks so far: tests assert on it (PERFORMANCE)."""
+
+    access_log: bool
+
+@final
+class Page:
+    """A slot's metric page over a writable or read-only buffer (an ``mmap``). Layout in native/page.h."""
+
+    def __init__(self, buffer: Any) -> None: ...
+    def series(self, key: bytes, cells: int) -> int: ...
+    def add(self, cell: int, n: int) -> None: ...
+    def store(self, cell: int, value: int) -> None: ...
+    def load(self, cell: int) -> int: ...
+    def records(self) -> list[tuple[bytes, int, int]]:
+        """``(key, first cell, cells)`` of every series."""
+
+    CELLS: dict[str, int]  # names of the header cells: "pid" -> number
+
+METER_STATUSES: tuple[int, ...]
+METER_CELLS: int
+METER_N_BUCKETS: int
+METER_BOUNDS_GATEWAY: tuple[int, ...]
+METER_BOUNDS_LATENCY: tuple[int, ...]
+METER_OFFSETS: dict[
+    str, int
+]  # "status", "gateway", "first_token", "between_tokens", "request", "tokens_in", "tokens_out"
+
+class TlsError(Exception): ...
+
+@final
+class TlsContext:
+    """An OpenSSL context, never changed once made but for its ticket keys."""
+
+    @staticmethod
+    def server(
+        *,
+        certificate: str,
+        key: str,
+        client_ca: str | None = None,
+        client_required: bool = True,
+        alpn: tuple[bytes, ...] = (b"http/1.1",),
+        minimum: str = "1.2",
+    ) -> TlsContext: ...
+    @staticmethod
+    def client(
+        *,
+        ca: str | None = None,
+        certificate: str | None = None,
+        key: str | None = None,
+        alpn: tuple[bytes, ...] = (b"http/1.1",),
+    ) -> TlsContext: ...
+    def set_ticket_keys(self, keys: tuple[bytes, ...]) -> None: ...
+    @property
+    def certificate_info(self) -> dict[str, Any]: ...
+
+@final
+class Secret:
+    """A value in the arena. Python cannot read it."""
+
+@final
+class SecretArena:
+    """Locked, undumpable memory for credentials (DESIGN D14)."""
+
+    def __init__(self, size: int = 65_536) -> None: ...
+    def load(self, path: str) -> Secret: ...
+    def put(self, value: bytearray) -> Secret: ...
+    @property
+    def locked(self) -> bool: ...
