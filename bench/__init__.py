@@ -1,0 +1,7 @@
+"""The harness behind `make bench`: what a request costs, against whom, measured in one run.
+
+`stub.c` is the model server, `load.c` the callers; both are cheaper than any proxy between them. A *subject*
+(`subject`, `peers`, `gateway`) is such a proxy, started fresh for each measurement. A *line* (`lines`) is one load of
+the table. `process` reads what the subject's process tree spent, `table` turns rounds into medians and ratios,
+`command` runs it all.
+"""
