@@ -13,7 +13,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = pathlib.Path(__file__).parent
-CFLAGS = ["-std=c11", "-D_GNU_SOURCE", "-O2", "-g", "-fvisibility=hidden", "-fstack-protector-strong", "-fno-strict-aliasing"]
+CFLAGS = [
+    "-std=c11",
+    "-D_GNU_SOURCE",
+    "-O2",
+    "-g",
+    "-fvisibility=hidden",
+    "-fstack-protector-strong",
+    "-fno-strict-aliasing",
+]
 PARSER_BINDINGS = {"py_parsers.c"}
 
 
@@ -47,7 +55,14 @@ def sources(bindings):
 all_bindings = {p.name for p in (ROOT / "native").glob("py_*.c")}
 headers = [str(p.relative_to(ROOT)) for p in sorted((ROOT / "native").glob("*.h"))]
 extensions = [
-    Extension(name, sources(bindings), libraries=["ssl", "crypto"], include_dirs=["native"], depends=headers, extra_compile_args=CFLAGS)
+    Extension(
+        name,
+        sources(bindings),
+        libraries=["ssl", "crypto"],
+        include_dirs=["native"],
+        depends=headers,
+        extra_compile_args=CFLAGS,
+    )
     for name, bindings in (
         ("ascproxy._native", all_bindings - PARSER_BINDINGS),
         ("ascproxy._parsers", all_bindings & PARSER_BINDINGS),

@@ -1,0 +1,100 @@
+# The commands of this repository; `make` alone lists them. Everything Python lives in $(VENV), so that nothing is
+# installed into the machine but Debian packages, and those only as root (tools/packages).
+#
+# The recipes leave stamps in $(VENV): a second run repeats only what a changed lock file or native source asks for.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+# A folder of wheels to install from, instead of an index: make wheels fills one.
+WHEELS ?=
+# What install makes: an environment of its own with bin/ascproxy in it, independent of this folder afterwards.
+PREFIX ?= /opt/ascproxy
+ARGS ?=
+SECONDS_EACH ?= 30
+
+python := $(VENV)/bin/python
+# Every distribution comes with a hash from the lock files; with WHEELS, from that folder and nothing else.
+pip_install = -m pip --disable-pip-version-check install --quiet --require-hashes $(offline)
+offline := $(if $(WHEELS),--no-index --find-links $(abspath $(WHEELS)))
+native := $(wildcard native/*.c native/*.h)
+
+.PHONY: help
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: $(VENV)/.dev $(VENV)/.built ## install, build and run every test (ARGS="tests/unit -k name" for some)
+	$(python) -m pytest -ra $(ARGS)
+
+.PHONY: check
+check: $(VENV)/.dev ## linters, types, floors of the packages, compiler warnings
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo
+	@for unit in $(wildcard native/*.c); do \
+	    echo "cc $$unit"; \
+	    $(CC) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Werror -Inative -isystem $(python_headers) -c -o /dev/null $$unit; \
+	done
+python_headers = $$($(python) -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+
+.PHONY: build
+build: $(VENV)/.runtime $(VENV)/.built ## an environment with this folder's ascproxy in it: .venv/bin/ascproxy
+
+.PHONY: install
+install: ## install into PREFIX=/opt/ascproxy; WHEELS=dir takes every dependency from that folder, without network
+	PYTHON=$(PYTHON) tools/packages build
+	$(PYTHON) -m venv $(PREFIX)
+	$(PREFIX)/bin/python $(pip_install) -r requirements/build.txt -r requirements/runtime.txt
+	$(PREFIX)/bin/python -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-build-isolation --force-reinstall .
+	@echo "installed: $(PREFIX)/bin/ascproxy"
+
+.PHONY: wheels
+wheels: $(VENV)/.venv ## fill wheels/ with every dependency, to carry to a machine without network
+	$(python) -m pip --disable-pip-version-check download --quiet --require-hashes --only-binary :all: --dest wheels \
+	    -r requirements/build.txt -r requirements/runtime.txt
+	$(python) -m pip --disable-pip-version-check download --quiet --require-hashes --only-binary :all: --dest wheels \
+	    -r requirements/dev.txt
+
+.PHONY: lock
+lock: ## resolve the dependencies anew into requirements/*.txt
+	test -x $(VENV)-lock/bin/uv || { $(PYTHON) -m venv $(VENV)-lock && $(VENV)-lock/bin/pip install --quiet uv; }
+	$(uv_compile) requirements/build.in --output-file requirements/build.txt
+	$(uv_compile) pyproject.toml --output-file requirements/runtime.txt
+	$(uv_compile) pyproject.toml requirements/dev.in --constraint requirements/runtime.txt --output-file requirements/dev.txt
+# One file for all supported interpreters (--universal), naming no index: where packages come from is the machine's matter.
+uv_compile = $(VENV)-lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+.PHONY: clean
+clean: ## remove what these commands made, except wheels/
+	rm -rf $(VENV) $(VENV)-lock build dist ascproxy.egg-info native/build .mypy_cache .ruff_cache .pytest_cache \
+	    .hypothesis .import_linter_cache
+	find ascproxy tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f ascproxy/*.so
+
+$(VENV)/.venv:
+	PYTHON=$(PYTHON) tools/packages build
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: requirements/build.txt requirements/runtime.txt | $(VENV)/.venv
+	$(python) $(pip_install) $(addprefix -r ,$^)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
+	$(python) $(pip_install) -r $<
+	@touch $@
+
+$(VENV)/.editable: pyproject.toml $(VENV)/.runtime
+	$(python) -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.built: setup.py $(native) $(VENV)/.editable
+	$(python) setup.py --quiet build_ext --inplace
+	@touch $@
