@@ -19,7 +19,7 @@ SECONDS_EACH ?= 30
 
 python := $(VENV)/bin/python
 # Every distribution comes with a hash from the lock files; with WHEELS, from that folder and nothing else.
-pip_install = -m pip --disable-pip-version-check install --quiet --require-hashes $(offline)
+pip_install = -m pip --disable-pip-version-check install -qq --require-hashes $(offline)
 offline := $(if $(WHEELS),--no-index --find-links $(abspath $(WHEELS)))
 native := $(wildcard native/*.c native/*.h)
 
@@ -51,14 +51,14 @@ install: ## install into PREFIX=/opt/ascproxy; WHEELS=dir takes every dependency
 	PYTHON=$(PYTHON) tools/packages build
 	$(PYTHON) -m venv $(PREFIX)
 	$(PREFIX)/bin/python $(pip_install) -r requirements/build.txt -r requirements/runtime.txt
-	$(PREFIX)/bin/python -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-build-isolation --force-reinstall .
+	$(PREFIX)/bin/python -m pip --disable-pip-version-check install -qq --no-index --no-deps --no-build-isolation --force-reinstall .
 	@echo "installed: $(PREFIX)/bin/ascproxy"
 
 .PHONY: wheels
 wheels: $(VENV)/.venv ## fill wheels/ with every dependency, to carry to a machine without network
-	$(python) -m pip --disable-pip-version-check download --quiet --require-hashes --only-binary :all: --dest wheels \
+	$(python) -m pip --disable-pip-version-check download -qq --require-hashes --only-binary :all: --dest wheels \
 	    -r requirements/build.txt -r requirements/runtime.txt
-	$(python) -m pip --disable-pip-version-check download --quiet --require-hashes --only-binary :all: --dest wheels \
+	$(python) -m pip --disable-pip-version-check download -qq --require-hashes --only-binary :all: --dest wheels \
 	    -r requirements/dev.txt
 
 .PHONY: lock
@@ -92,7 +92,7 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.runtime
 	@touch $@
 
 $(VENV)/.editable: pyproject.toml $(VENV)/.runtime
-	$(python) -m pip --disable-pip-version-check install --quiet --no-index --no-deps --no-build-isolation --editable .
+	$(python) -m pip --disable-pip-version-check install -qq --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.built: setup.py $(native) $(VENV)/.editable
