@@ -127,6 +127,7 @@ class Run:
 
     def all(self) -> None:
         """Rounds outermost, so that what the machine does meanwhile meets every subject; each begins with another."""
+        os.sched_setaffinity(0, {self.cores.load})  # this process, too, stays off the proxy's core
         stub = lines.Stub(self.cores.stub)
         try:
             for number in range(1, self.chosen.rounds + 1):

@@ -186,23 +186,23 @@ def measure(line: Line, subject: Subject, number: int, stub: Stub, window: Windo
     if line.memory and subject.pid is not None:
         time.sleep(1)  # what a start leaves to do is done
         idle = process.memory(subject.pid)
-    trees = [subject.pid, stub.child.pid]
     load = Load(line, subject, window.load_core)
+    roots = (subject.pid, stub.child.pid, load.child.pid)
     try:
         load.expect("ready")
         time.sleep(window.warmup)
         late = stub.late()
         load.tell("begin")
-        before = [process.cpu_seconds(pid) if pid else None for pid in (*trees, load.child.pid)]
+        before = process.living()
         time.sleep(window.seconds)
         report = load.tell("end")
-        after = [process.cpu_seconds(pid) if pid else None for pid in (*trees, load.child.pid)]
+        after = process.living()
         late = stub.late() - late
         if line.memory and subject.pid is not None:
             loaded = process.memory(subject.pid)
     finally:
         load.stop()
-    spent = [b - a if a is not None and b is not None else None for a, b in zip(before, after, strict=True)]
+    spent = [process.cpu_seconds(pid, after) - process.cpu_seconds(pid, before) if pid else None for pid in roots]
     units = int(report[line.unit])
     errors = report["errors"]
 

@@ -49,7 +49,7 @@ def parse_smaps_rollup(text: str) -> dict[str, int]:
 
 
 def select(root: int, stats: list[Stat]) -> list[Stat]:
-    """The members of the tree that `root` started, in its own session."""
+    """The members of the tree of `root`, which leads a session of its own."""
     members = {s.pid for s in stats if root in (s.pid, s.session)}
     while True:
         more = {s.pid for s in stats if s.parent in members} - members
@@ -58,8 +58,8 @@ def select(root: int, stats: list[Stat]) -> list[Stat]:
         members |= more
 
 
-def tree(root: int) -> list[Stat]:
-    """The living members of the tree of `root`, which must lead a session."""
+def living() -> list[Stat]:
+    """Every process that lives now."""
     stats = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -67,18 +67,18 @@ def tree(root: int) -> list[Stat]:
                 stats.append(parse_stat((entry / "stat").read_text()))
             except (FileNotFoundError, ProcessLookupError):
                 continue  # ended since the folder was listed
-    return select(root, stats)
+    return stats
 
 
-def cpu_seconds(root: int) -> float:
-    """User and system time of the tree since its start."""
-    return sum(s.ticks for s in tree(root)) / TICKS_PER_SECOND
+def cpu_seconds(root: int, stats: list[Stat]) -> float:
+    """User and system time of the tree of `root` since its start."""
+    return sum(s.ticks for s in select(root, stats)) / TICKS_PER_SECOND
 
 
 def memory(root: int) -> Memory:
     """Resident memory of the tree now."""
     rss = pss = count = 0
-    for member in tree(root):
+    for member in select(root, living()):
         try:
             fields = parse_smaps_rollup(Path("/proc", str(member.pid), "smaps_rollup").read_text())
         except (FileNotFoundError, ProcessLookupError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from statistics import median
 
-from bench.lines import LINES, Sample
+from bench.lines import INTERVAL_MS, LINES, STREAMS, Sample
 
 REFERENCES = ("nginx", "haproxy")
 FULL = 0.9  # below this share of its core a subject under a closed loop was not saturated
@@ -103,7 +103,10 @@ def ratios(samples: list[Sample], lines: list[str], subjects: list[str]) -> str:
 
 
 def detail(samples: list[Sample], lines: list[str], subjects: list[str]) -> str:
-    """Every cell with its spread, how busy the subject was, and what the ends of the measurement cost."""
+    """Every cell with its spread, how busy the subject was, and what the ends of the measurement cost.
+
+    p50 and p99 are of the whole answer, for streams of the gap between two events.
+    """
     rows = [
         [
             "line, subject",
@@ -126,7 +129,6 @@ def detail(samples: list[Sample], lines: list[str], subjects: list[str]) -> str:
                 continue
             costs = [s.cpu_us for s in cell if s.cpu_us is not None]
             busy = [s.busy for s in cell if s.busy is not None]
-            with_latency = LINES[line].mode != "sse"
             rows.append(
                 [
                     f"{line} {subject}",
@@ -135,12 +137,7 @@ def detail(samples: list[Sample], lines: list[str], subjects: list[str]) -> str:
                     f"{median(busy):.0%}" if busy else "-",
                     f"{median(s.stub_us for s in cell):.1f}",
                     f"{median(s.load_us for s in cell):.1f}",
-                    *(
-                        [
-                            f"{median(s.latency_us[p] for s in cell):.0f}" if with_latency else "-"
-                            for p in ("p50", "p99")
-                        ]
-                    ),
+                    *(f"{median(s.latency_us[p] for s in cell):.0f}" for p in ("p50", "p99")),
                     str(sum(s.errors for s in cell)),
                 ]
             )
@@ -159,6 +156,14 @@ def doubts(samples: list[Sample]) -> list[str]:
             found.append(f"{where}: nothing was answered")
         if line.saturates and s.busy is not None and s.busy < FULL:
             found.append(f"{where}: only {s.busy:.0%} of its core was used; requests per second are not its limit")
+        if line.unit == "events":
+            share = s.per_second / (STREAMS * 1000 / INTERVAL_MS)
+            if share < 0.98:
+                found.append(f"{where}: only {share:.0%} of the events that were due came")
+            if s.latency_us["p99"] > 3000 * INTERVAL_MS:
+                found.append(
+                    f"{where}: events came gathered or late, up to {s.latency_us['p99'] / 1000:.0f} ms apart (p99)"
+                )
         if s.stub_late:
             found.append(f"{where}: {s.stub_late} events of the stub were late or skipped")
     return found

@@ -1,0 +1,153 @@
+"""The stub finds where requests end, however they come; the load tells good answers from bad ones."""
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from bench import machine, native
+
+BODY = b'{"model":"bench","stream":true}'
+PLAIN = b'{"model":"bench","stream_options":null,"stream":false,"x":true}'
+
+
+@contextmanager
+def running_stub(*arguments: str) -> Iterator[int]:
+    port = machine.free_port()
+    argv = [str(native.program("stub")), "--port", str(port), *arguments]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert json.loads(child.stdout.readline())["event"] == "ready"
+        try:
+            yield port
+        finally:
+            child.terminate()
+
+
+@pytest.fixture(scope="module")
+def stub() -> Iterator[int]:
+    with running_stub("--interval-ms", "1", "--count", "3") as port:
+        yield port
+
+
+def by_length(body: bytes, fields: bytes = b"") -> bytes:
+    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: s\r\n%sContent-Length: %d\r\n\r\n%s" % (
+        fields,
+        len(body),
+        body,
+    )
+
+
+def by_chunks(*pieces: bytes) -> bytes:
+    framed = b"".join(b"%X;x=1\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    return b"POST /v1/chat/completions HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n%s0\r\nTrailer: x\r\n\r\n" % framed
+
+
+def answers(port: int, sends: list[bytes]) -> bytes:
+    """Everything the stub says before it closes; the last request asks it to."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as s:
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for data in sends:
+            s.sendall(data)
+        return b"".join(iter(lambda: s.recv(65536), b""))
+
+
+LAST = by_length(PLAIN, b"Connection: close\r\n")
+
+
+@pytest.mark.parametrize("byte_by_byte", [False, True], ids=["whole", "byte by byte"])
+@pytest.mark.parametrize("request_bytes", [by_length(PLAIN), by_chunks(PLAIN)], ids=["length", "chunked"])
+def test_unary_requests_and_the_one_behind_are_answered(stub: int, request_bytes: bytes, byte_by_byte: bool) -> None:
+    data = request_bytes + LAST
+    said = answers(stub, [data[i : i + 1] for i in range(len(data))] if byte_by_byte else [data])
+    assert said.count(b"HTTP/1.1 200 OK\r\n") == 2
+    head, _, rest = said.partition(b"\r\n\r\n")
+    assert b"content-length: 1500" in head
+    assert json.loads(rest[:1500])["object"] == "chat.completion"
+
+
+@pytest.mark.parametrize("cut", range(1, len(BODY)))
+def test_a_stream_is_recognised_across_any_split(stub: int, cut: int) -> None:
+    said = answers(stub, [by_chunks(BODY[:cut], BODY[cut:]) + LAST])
+    assert b"text/event-stream" in said
+
+
+def test_a_stream_of_three_events_ends_as_vllm_ends_and_the_connection_lives(stub: int) -> None:
+    said = answers(stub, [by_length(BODY.replace(b":true", b": true")) + LAST])
+    stream, _, rest = said.partition(b"0\r\n\r\n")
+    # first event, three of fixed size, finish reason, [DONE]
+    assert stream.count(b"data: ") == 6
+    assert stream.count(b"\r\nb4\r\ndata: ") == 3
+    assert stream.endswith(b"\r\ne\r\ndata: [DONE]\n\n\r\n")
+    assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_body_larger_than_the_buffer_is_consumed(stub: int) -> None:
+    said = answers(stub, [by_length(b"x" * 300_000), by_chunks(b"y" * 70_000, b"z" * 70_000), LAST])
+    assert said.count(b"HTTP/1.1 200 OK\r\n") == 3
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: 1x\r\n\r\n",
+    ],
+)
+def test_framing_that_cannot_be_followed_closes(stub: int, data: bytes) -> None:
+    assert answers(stub, [data]) == b""
+
+
+# ---- the load ----
+
+
+def run_load(port: int, *arguments: str) -> list[dict[str, object]]:
+    argv = [str(native.program("load")), "--port", str(port), "--connections", "4", *arguments]
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=20, check=False)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("mode", ["unary", "sse", "rate"])
+def test_a_window_has_a_begin_and_an_end_without_errors(mode: str) -> None:
+    with running_stub() as port:
+        events = run_load(port, "--mode", mode, "--seconds", "0.2")
+    assert [e["event"] for e in events] == ["ready", "begin", "end"]
+    assert events[-1]["errors"] == {"status": 0, "length": 0, "connect": 0, "broken": 0, "first": ""}
+    assert events[-1]["events" if mode == "sse" else "requests"]
+
+
+def test_an_answer_of_another_length_is_an_error() -> None:
+    with running_stub("--unary-bytes", "1400") as port:
+        (event,) = run_load(port, "--mode", "unary", "--expect-bytes", "1500", "--seconds", "1")
+    assert event["event"] == "failed"
+    assert "a body of 1400 bytes instead of 1500" in str(event["reason"])
+
+
+def test_nobody_listens_is_told_at_once() -> None:
+    (event,) = run_load(machine.free_port(), "--mode", "unary", "--seconds", "1")
+    assert "Connection refused" in str(event["reason"])
+
+
+def test_a_refusal_is_an_error_and_shows_its_head() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def refuse() -> None:
+            while True:
+                try:
+                    s, _ = listener.accept()
+                except OSError:
+                    return
+                with s:
+                    s.recv(65536)
+                    s.sendall(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        (event,) = run_load(listener.getsockname()[1], "--mode", "unary", "--seconds", "1")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert "401 Unauthorized" in str(event["reason"])
