@@ -220,6 +220,7 @@ static void close_connection(struct conn *c) {
         SSL_shutdown(c->ssl);
         SSL_free(c->ssl);
         c->ssl = NULL;
+        ERR_clear_error(); /* what is left here would be taken for the next connection's failure */
     }
     if (c->fd >= 0)
         close(c->fd);
@@ -494,10 +495,12 @@ static void on_readable(struct conn *c) {
             return;
         }
         if (n <= 0) {
-            if (c->state == IDLE) /* leaves the idle stack below when it is drawn: see take_idle */
-                count.reconnects++, close_connection(c);
-            else
+            if (c->state == IDLE) { /* stays on the idle stack; on_schedule opens it again when it is drawn */
+                count.reconnects++;
+                close_connection(c);
+            } else {
                 broken(c, "before the answer was complete");
+            }
             return;
         }
         count.bytes += (uint64_t)n;

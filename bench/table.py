@@ -164,6 +164,6 @@ def doubts(samples: list[Sample]) -> list[str]:
                 found.append(
                     f"{where}: events came gathered or late, up to {s.latency_us['p99'] / 1000:.0f} ms apart (p99)"
                 )
-        if s.stub_late:
+        if s.stub_late > s.units / 100:
             found.append(f"{where}: {s.stub_late} events of the stub were late or skipped")
     return found

@@ -81,7 +81,7 @@ STREAM = {"line": "SSE", "busy": 0.4, "per_second": 25_000.0, "latency_us": {"p5
         ({"busy": 0.5}, "only 50% of its core was used"),
         ({**STREAM, "per_second": 20_000.0}, "only 80% of the events that were due came"),
         ({**STREAM, "latency_us": {"p50": 0.0, "p99": 220_000.0}}, "gathered or late, up to 220 ms apart"),
-        ({"stub_late": 9}, "9 events of the stub were late or skipped"),
+        ({"stub_late": 1001}, "1001 events of the stub were late or skipped"),
     ],
 )
 def test_a_figure_that_means_something_else_is_named(changes: dict[str, Any], said: str) -> None:
@@ -89,6 +89,6 @@ def test_a_figure_that_means_something_else_is_named(changes: dict[str, Any], sa
     assert said in doubt
 
 
-@pytest.mark.parametrize("changes", [{}, STREAM])
+@pytest.mark.parametrize("changes", [{}, STREAM, {"line": "W5", "busy": 0.5}])
 def test_a_good_figure_raises_no_doubt(changes: dict[str, Any]) -> None:
     assert table.doubts([sample(**changes)]) == []
