@@ -1,0 +1,559 @@
+"""The simulator's server: connections, the pace of answers, and the ``/sim/`` endpoints that tests steer it with.
+
+One connection handles one request at a time and keeps what was pipelined. While it answers it goes on reading, because
+a FIN from the client must stop generation at once: vLLM takes even a half-close for an abort (seen on the wire).
+
+* ``GET /sim/stats``: what reached the server, see :meth:`ascproxy.sim.stats.Gauges.page`.
+* ``GET /sim/settings``: the settings that can change; ``PUT`` changes those that its JSON body names: ``fail``
+  (KIND[:ARG] or null), ``wire`` (a recording for every request, or null), ``split``, ``chunk``, ``tokens``, ``rate``.
+* ``GET /sim/wires``: the names of the recordings.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import struct
+from collections.abc import Callable, Iterator
+from email.utils import formatdate
+from itertools import chain, islice
+from typing import Any, Protocol, cast
+
+import orjson
+
+from ascproxy.errors import AscproxyError, UsageError
+from ascproxy.sim.answer import Answer, Event, render
+from ascproxy.sim.failure import End, Failure, Kind, Reply, damage
+from ascproxy.sim.recording import CONTINUE, Recording, Shelf
+from ascproxy.sim.request import Malformed, Reader, Request
+from ascproxy.sim.settings import Settings
+from ascproxy.sim.stats import Gauges
+from ascproxy.sim.tgi import TGI
+from ascproxy.sim.vllm import VLLM
+
+BACKLOG = 4096
+BURST = 64  # pieces joined into one write when no pace is asked for
+COMMENT_EVERY_S = 0.1
+COMMENT = b"3\r\n:\n\n\r\n"
+MALFORMED_ANSWER = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n\r\n"
+    b"Invalid HTTP request received."
+)
+REFUSALS = frozenset({Kind.BUSY, Kind.ERROR, Kind.UNAUTHORIZED, Kind.RATE_LIMITED})
+
+
+class Dialect(Protocol):
+    """What a model server's wire has to know."""
+
+    idle_close_s: float | None
+
+    def answer(self, request: Request, failure: Failure | None) -> Answer:
+        """The answer to a request."""
+
+    def refusal(self, failure: Failure, request: Request) -> Answer:
+        """The answer of a server that is busy, broken, locked or limiting."""
+
+    def error_events(self, request: Request) -> list[bytes]:
+        """How a stream ends when the engine dies."""
+
+    def head(self, answer: Answer, request: Request, date: bytes, *, close: bool) -> bytes:
+        """The response head."""
+
+
+class Server:
+    """One simulator: its settings, counters, recordings, listening socket and connections."""
+
+    def __init__(self, settings: Settings, *, wall: Callable[[], float], entropy: Callable[[int], bytes]) -> None:
+        """``wall`` gives Unix seconds, ``entropy`` random bytes."""
+        self.settings = settings
+        self.gauges = Gauges()
+        self.gauges.running_tokens = self._running_tokens
+        self.shelf = Shelf(settings.recordings)
+        make = VLLM if settings.type == "vllm" else TGI
+        self.dialect: Dialect = make(settings, self.gauges, now=lambda: int(wall()), new_id=lambda: entropy(8).hex())
+        self.connections: set[Connection] = set()
+        self._wall = wall
+        self._date: tuple[int, bytes] = (0, b"")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._socket: socket.socket | None = None
+        self._listener: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self.address: tuple[str, int] = ("", 0)
+
+    # -- life
+
+    async def start(self, sock: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Listen on ``sock``, which is bound and not listening; with ``--fail refuse`` it stays so."""
+        self._loop = asyncio.get_running_loop()
+        self._socket, self._tls = sock, tls
+        self.address = sock.getsockname()[:2]
+        if not self._refuses():
+            await self._listen(sock)
+
+    async def _listen(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: Connection(self, loop), sock=sock, backlog=BACKLOG, ssl=self._tls
+        )
+
+    def _refuses(self) -> bool:
+        return self.settings.fail is not None and self.settings.fail.kind is Kind.REFUSE
+
+    def refuse(self, spare: Connection | None) -> None:
+        """Close the listening socket and reset every connection but ``spare``. The port stays bound, and ours."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+            self._socket = bind(*self.address)
+        for connection in list(self.connections):
+            if connection is not spare:
+                connection.reset()
+
+    def resume(self) -> None:
+        """Listen again after :meth:`refuse`."""
+        if self._listener is None and self._socket is not None and self._loop is not None:
+            self._listening = self._loop.create_task(self._listen(self._socket))
+
+    def stop(self) -> None:
+        """Close everything at once."""
+        if self._listener is not None:
+            self._listener.close()
+        elif self._socket is not None:
+            self._socket.close()
+        for connection in list(self.connections):
+            connection.reset()
+
+    # -- for connections
+
+    def date(self) -> bytes:
+        """The Date header's value, made once a second."""
+        now = int(self._wall())
+        if self._date[0] != now:
+            self._date = (now, formatdate(now, usegmt=True).encode())
+        return self._date[1]
+
+    def reply(self, request: Request, *, continued: bool) -> tuple[Reply, bool]:
+        """The bytes that answer ``request``, and whether a model is at work on it."""
+        if request.path.startswith("/sim/"):
+            return self._plain(self._steer(request), request), False
+        name, failure = self._orders(request)
+        if name is not None:
+            return self._replay(name, request, continued), False
+        if failure is not None and failure.kind in REFUSALS:
+            return self._plain(self.dialect.refusal(failure, request), request), False
+        answer = self.dialect.answer(request, failure)
+        if failure is None:
+            return self._plain(answer, request), answer.generates
+        return self._spoiled(answer, request, failure), answer.generates or failure.kind is Kind.HANG
+
+    def _orders(self, request: Request) -> tuple[str | None, Failure | None]:
+        """(recording, failure) that the request, or else the settings, ask for."""
+        wire = request.header("x-sim-wire") or request.argument("wire")
+        fail = request.header("x-sim-fail")
+        if request.body and (wire is None or fail is None):
+            model = _model(request)
+            if model.startswith("wire:"):
+                wire = wire or model[5:]
+            elif "!" in model:
+                fail = fail or model.partition("!")[2]
+        failure = self.settings.fail
+        if fail is not None:
+            with contextlib.suppress(UsageError):
+                failure = Failure.parse(fail)
+        return wire or self.settings.wire, failure
+
+    def _plain(self, answer: Answer, request: Request) -> Reply:
+        keep = request.keep_alive
+        head = self.dialect.head(answer, request, self.date(), close=not keep)
+        if request.method == "HEAD":
+            answer.body = b""
+        return Reply(render(answer, head, self.settings.chunk), End.KEEP if keep else End.CLOSE)
+
+    def _spoiled(self, answer: Answer, request: Request, failure: Failure) -> Reply:
+        if failure.kind is Kind.REFUSE:
+            self.refuse(None)
+            return Reply(iter(()), End.RESET)
+        if failure.kind is Kind.ERROR_FRAME and answer.status == 200:
+            if answer.events is None:
+                return self._plain(self.dialect.refusal(failure, request), request)
+            dying = ((0, event) for event in self.dialect.error_events(request))
+            answer.events = chain(islice(answer.events, int(failure.argument)), dying)
+        if failure.kind is Kind.BAD_CHUNK and answer.events is None:
+            answer.events, answer.body = iter([(answer.tokens, answer.body or b"")]), None
+        stream = answer.events is not None
+        keep = request.keep_alive
+        head = self.dialect.head(answer, request, self.date(), close=not keep)
+        reply = Reply(render(answer, head, self.settings.chunk), End.KEEP if keep else End.CLOSE)
+        return damage(failure, reply, head, stream=stream)
+
+    def _replay(self, name: str, request: Request, continued: bool) -> Reply:
+        recording = self.shelf.find(name)
+        if recording is None:
+            return self._plain(_problem(404, f"no recording {name!r}; GET /sim/wires lists them"), request)
+        return replay(recording, continued=continued)
+
+    # -- steering
+
+    def _steer(self, request: Request) -> Answer:
+        match (request.method, request.path):
+            case ("GET", "/sim/stats"):
+                return Answer(body=orjson.dumps(self.gauges.page()))
+            case ("GET", "/sim/wires"):
+                return Answer(body=orjson.dumps(self.shelf.names()))
+            case ("GET", "/sim/settings"):
+                return Answer(body=orjson.dumps(self._shown()))
+            case ("PUT", "/sim/settings"):
+                return self._change(request)
+        return _problem(404, "there is GET /sim/stats, GET /sim/wires, GET and PUT /sim/settings")
+
+    def _shown(self) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            "fail": str(settings.fail) if settings.fail is not None else None,
+            "wire": settings.wire,
+            "split": settings.split,
+            "chunk": settings.chunk,
+            "tokens": settings.tokens,
+            "rate": settings.rate,
+        }
+
+    def _change(self, request: Request) -> Answer:
+        try:
+            wanted = request.document()
+            changes = checked(wanted)
+        except orjson.JSONDecodeError as error:
+            return _problem(400, f"not JSON: {error}")
+        except UsageError as error:
+            return _problem(400, str(error))
+        refused = self._refuses()
+        for name, value in changes.items():
+            setattr(self.settings, name, value)
+        if self._refuses() and not refused:
+            self.refuse(next((c for c in self.connections if c.request is request), None))
+        elif refused and not self._refuses():
+            self.resume()
+        return Answer(body=orjson.dumps(self._shown()))
+
+    def _running_tokens(self) -> int:
+        return sum(connection.progress() for connection in self.connections)
+
+
+def replay(recording: Recording, *, continued: bool) -> Reply:
+    """The recorded bytes. ``continued``: the 100 Continue that the recording begins with has been sent already."""
+    data = recording.response
+    if continued and data.startswith(CONTINUE):
+        data = data[len(CONTINUE) :]
+    return Reply(iter([(0, data)]), End.CLOSE if recording.closed else End.KEEP)
+
+
+def checked(wanted: object) -> dict[str, Any]:
+    """The changes that a ``PUT /sim/settings`` asks for. Raises UsageError."""
+    if not isinstance(wanted, dict):
+        raise UsageError("a JSON object is needed")
+    changes: dict[str, Any] = {}
+    for name, value in wanted.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name == "fail" and (value is None or isinstance(value, str)):
+            changes[name] = Failure.parse(value) if value else None
+        elif name == "wire" and (value is None or isinstance(value, str)):
+            changes[name] = value or None
+        elif (name == "rate" and number and value >= 0) or (
+            name in ("split", "chunk", "tokens") and isinstance(value, int) and number and value >= (name == "tokens")
+        ):
+            changes[name] = value
+        else:
+            raise UsageError(f"{name}: {value!r} is not possible")
+    return changes
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A bound TCP socket that does not listen yet. Raises AscproxyError if the address is taken or not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise AscproxyError(
+            f"cannot listen on {host}:{port}: {os.strerror(error.errno or 0)}; choose another --port"
+        ) from error
+    return sock
+
+
+class Connection(asyncio.Protocol):
+    """One client connection. ``_pieces`` is the answer under way; None means that a request is awaited."""
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._gauges = server.gauges
+        self._reader = Reader()
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.request: Request | None = None
+        self._pieces: Iterator[Event] | None = None
+        self._held: Event | None = None
+        self._end = End.KEEP
+        self._rate = 0.0
+        self._generates = False
+        self._made = 0  # tokens sent
+        self._clock = 0.0  # loop time at which the token after them began
+        self._unsent = b""  # what --split still has to send, from _sent on
+        self._sent = 0
+        self._paused = False
+        self._lost = False
+        self._private = False  # speaks to /sim/ only
+        self._fresh = True
+        self._continued = False
+        self._timer: asyncio.Handle | None = None
+
+    # -- the transport's calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._server.connections.add(self)
+        self._gauges.connections += 1
+        self._gauges.connections_open += 1
+
+    def data_received(self, data: bytes) -> None:
+        self._gauges.bytes_received += len(data)
+        self._reader.feed(data)
+        if self._pieces is None and not self._lost:
+            self._stop_timer()
+            self._serve()
+
+    def eof_received(self) -> bool:
+        self._leave()
+        return False  # the transport flushes and closes: a client that half-closes gets nothing more
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  the reason does not matter
+        self._leave()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        if self._pieces is not None and self._timer is None and not self._lost:
+            self._go_on()
+
+    # -- requests
+
+    def _serve(self) -> None:
+        """Answer requests as long as whole ones are here and each is answered at once."""
+        while self._pieces is None and not self._lost:
+            try:
+                request = self._reader.next()
+            except Malformed:
+                self._gauges.malformed += 1
+                self._transport.write(MALFORMED_ANSWER)
+                self._close()
+                return
+            if request is None:
+                if self._reader.expects():
+                    self._continued = True
+                    self._transport.write(CONTINUE)
+                return
+            self._note(request)
+            self.request = request
+            reply, generates = self._server.reply(request, continued=self._continued)
+            self._continued = False
+            if not self._lost:
+                self._begin(reply, generates)
+
+    def _note(self, request: Request) -> None:
+        gauges = self._gauges
+        if request.path.startswith("/sim/"):
+            gauges.bytes_received -= len(request.head) + 4 + len(request.body)
+            if self._fresh:
+                self._private = True
+                gauges.connections -= 1
+                gauges.connections_open -= 1
+        else:
+            gauges.requests += 1
+            gauges.last = request
+        self._fresh = False
+
+    def _begin(self, reply: Reply, generates: bool) -> None:
+        self._pieces, self._end = reply.pieces, reply.end
+        self._generates = generates
+        self._rate = self._server.settings.rate if generates else 0.0
+        self._made = 0
+        self._clock = self._loop.time()
+        self._gauges.running += generates
+        if reply.delay > 0:
+            self._timer = self._loop.call_later(reply.delay, self._first)
+        else:
+            self._go_on()
+
+    def _first(self) -> None:
+        self._clock = self._loop.time()
+        self._go_on()
+
+    def progress(self) -> int:
+        """Tokens that the running generation has made by now, sent or not."""
+        if not self._generates or self._pieces is None:
+            return 0
+        made = self._made
+        if self._held is not None and self._rate > 0:
+            made += max(0, min(self._held[0], int((self._loop.time() - self._clock) * self._rate)))
+        return made
+
+    # -- answers
+
+    def _go_on(self) -> None:
+        """Send what is due; come back when the next piece is, when the peer reads again, or never."""
+        self._timer = None
+        if self._sent < len(self._unsent):
+            self._drip()
+            return
+        ready: list[bytes] = []
+        pieces = self._pieces
+        assert pieces is not None
+        while not self._paused:
+            event = self._held or next(pieces, None)
+            self._held = None
+            if event is None:
+                self._send(b"".join(ready), last=True)
+                return
+            tokens, data = event
+            if tokens and self._rate > 0:
+                # The pace is kept against the clock of the last token, so that late wake-ups do not add up.
+                due = self._clock + tokens / self._rate
+                if due > self._loop.time():
+                    self._held = event
+                    if self._send(b"".join(ready), last=False):
+                        self._timer = self._loop.call_at(due, self._go_on)
+                    return
+                self._clock = due
+            self._made += tokens
+            ready.append(data)
+            if len(ready) == BURST:
+                if self._send(b"".join(ready), last=False):
+                    self._timer = self._loop.call_soon(self._go_on)
+                return
+        self._send(b"".join(ready), last=False)
+
+    def _send(self, data: bytes, *, last: bool) -> bool:
+        """Write ``data``, or begin to drip it. Returns whether it is written; then ``last`` ends the answer."""
+        split = self._server.settings.split
+        if split and len(data) > split and not self._private:
+            self._unsent, self._sent = data, 0
+            self._drip()
+            return False
+        if data:
+            self._transport.write(data)
+        if last:
+            self._finish()
+        return True
+
+    def _drip(self) -> None:
+        """One piece per turn of the loop, because the transport joins the writes of one turn into one send."""
+        self._timer = None
+        if self._paused:
+            return
+        end = self._sent + max(1, self._server.settings.split)
+        self._transport.write(self._unsent[self._sent : end])
+        self._sent = end
+        if self._sent >= len(self._unsent):
+            self._unsent, self._sent = b"", 0
+        self._timer = self._loop.call_soon(self._go_on)
+
+    def _finish(self) -> None:
+        """The last piece is written: end the answer as it was planned."""
+        match self._end:
+            case End.HANG:
+                return  # running until the client goes
+            case End.COMMENT:
+                self._comment()
+                return
+            case End.RESET:
+                self._flush_then_reset()
+                return
+        self._settle()
+        self.request = None
+        if self._end is End.CLOSE:
+            self._close()
+            return
+        idle = self._server.dialect.idle_close_s
+        if self._reader.pending:
+            self._timer = None
+            self._loop.call_soon(self._serve)  # not from here: _serve may be what called us
+        elif idle is not None:
+            self._timer = self._loop.call_later(idle, self._close)
+
+    def _comment(self) -> None:
+        if not self._paused:
+            self._transport.write(COMMENT)
+        self._timer = self._loop.call_later(COMMENT_EVERY_S, self._comment)
+
+    def _flush_then_reset(self) -> None:
+        if self._transport.get_write_buffer_size() > 0:
+            self._timer = self._loop.call_later(0.001, self._flush_then_reset)
+            return
+        self.reset()
+
+    # -- ends
+
+    def _settle(self) -> None:
+        """Count the generation, whole or not, and forget the answer."""
+        if self._generates:
+            self._gauges.finished_tokens += self.progress()
+            self._gauges.running -= 1
+            self._generates = False
+        self._pieces = self._held = None
+        self._unsent, self._sent = b"", 0
+
+    def _leave(self) -> None:
+        """The client is gone, or we are: stop at once."""
+        if self._lost:
+            return
+        self._lost = True
+        self._stop_timer()
+        self._server.connections.discard(self)
+        if not self._private:
+            self._gauges.connections_open -= 1
+        if self._pieces is not None:
+            self._gauges.aborted += not self._private
+            self._settle()
+        elif self._reader.pending:
+            self._gauges.incomplete += 1
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _close(self) -> None:
+        self._leave()
+        self._transport.close()
+
+    def reset(self) -> None:
+        """End the connection with RST (SO_LINGER of 0 seconds, then close)."""
+        if self._pieces is not None:
+            self._settle()
+        self._leave()
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
+
+
+def _model(request: Request) -> str:
+    try:
+        document = request.document()
+    except orjson.JSONDecodeError:
+        return ""
+    model = document.get("model") if isinstance(document, dict) else None
+    return model if isinstance(model, str) else ""
+
+
+def _problem(status: int, sentence: str) -> Answer:
+    return Answer(status, orjson.dumps({"error": sentence}))
