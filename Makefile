@@ -15,7 +15,11 @@ WHEELS ?=
 # What install makes: an environment of its own with bin/ascproxy in it, independent of this folder afterwards.
 PREFIX ?= /opt/ascproxy
 ARGS ?=
-SECONDS_EACH ?= 30
+# What run listens on; 0 picks a free port.
+HTTPS_PORT ?= 0
+METRICS_PORT ?= 0
+# How long each fuzz target runs, in seconds.
+FOR ?= 30
 
 python := $(VENV)/bin/python
 # Every distribution comes with a hash from the lock files; with WHEELS, from that folder and nothing else.
@@ -25,7 +29,16 @@ native := $(wildcard native/*.c native/*.h)
 
 .PHONY: help
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^ifneq \(\$$\(wildcard / {split($$0, part, /[ )]/); absent = system("test -e " part[3])} /^endif/ {absent = 0} \
+	    /^[a-z-]+:.*## / && !absent {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+ifneq ($(wildcard ascproxy/cli/*.py),)
+.PHONY: run
+run: build ## start a model server and the gateway, stream one answer (ONCE=1 ends then; UPSTREAM=url MODEL=name)
+	@$(python) tools/first_light.py $(if $(filter-out 0,$(ONCE)),--once) \
+	    $(if $(UPSTREAM),--upstream '$(UPSTREAM)') $(if $(MODEL),--model '$(MODEL)') \
+	    --https-port $(HTTPS_PORT) --metrics-port $(METRICS_PORT)
+endif
 
 .PHONY: test
 test: $(VENV)/.dev $(VENV)/.built ## install, build and run every test (ARGS="tests/unit -k name" for some)
@@ -37,11 +50,30 @@ check: $(VENV)/.dev ## linters, types, floors of the packages, compiler warnings
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
-	@for unit in $(wildcard native/*.c); do \
+	@for unit in $(wildcard native/*.c native/tests/*.c native/fuzz/*.c bench/*.c); do \
 	    echo "cc $$unit"; \
 	    $(CC) -std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Wshadow -Werror -Inative -isystem $(python_headers) -c -o /dev/null $$unit; \
 	done
 python_headers = $$($(python) -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+
+ifneq ($(wildcard native/tests/run),)
+.PHONY: sanitize
+sanitize: ## unit tests of the native code under address and undefined behaviour sanitizers
+	tools/packages build
+	native/tests/run
+endif
+
+ifneq ($(wildcard native/fuzz/run),)
+.PHONY: fuzz
+fuzz: ## every fuzz target of the native code, FOR=30 seconds each
+	tools/packages build fuzz
+	native/fuzz/run $(FOR)
+endif
+
+.PHONY: bench
+bench: build ## measure against nginx and haproxy (ARGS="--help" for what can be chosen)
+	tools/packages bench
+	$(python) bench/run $(ARGS)
 
 .PHONY: build
 build: $(VENV)/.runtime $(VENV)/.built ## an environment with this folder's ascproxy in it: .venv/bin/ascproxy

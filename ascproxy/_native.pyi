@@ -72,13 +72,16 @@ class Listener:
 
 @final
 class Stream:
-    """One exchange, from its head to its settlement. Attributes about the request are fixed once ``on_request`` is called.
+    """One exchange, from its head to its settlement.
+
+    Attributes about the request are fixed once ``on_request`` is called.
 
     ``reject``: why the core asks for a refusal in ``on_reject`` (a public error code of SEMANTICS 5).
     ``failure``: in ``on_response``: ``""`` (the upstream answered with ``upstream_status`` 401, 403, 429 or >= 500),
     ``"closed"`` (before any response byte), ``"reset"``, ``"timeout"``, ``"malformed"``, ``"truncated"``.
-    ``outcome``, in ``on_settle``: ``"complete"``, ``"refused"`` (we answered), ``"client_gone"``, ``"upstream_failed"``,
-    ``"upstream_timeout"``, ``"truncated"``, ``"write_stall"``, ``"upstream_aborted"``, ``"draining"``.
+    ``outcome``, in ``on_settle``: ``"complete"``, ``"refused"`` (we answered), ``"client_gone"``,
+    ``"upstream_failed"``, ``"upstream_timeout"``, ``"truncated"``, ``"write_stall"``, ``"upstream_aborted"``,
+    ``"draining"``.
     """
 
     # the request
