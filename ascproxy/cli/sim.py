@@ -38,7 +38,7 @@ def _failures() -> str:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command ``sim`` to ``app``. Its options, their help and defaults are those of ``sim.settings.Options``."""
+    """Add the command ``sim`` to ``app``; its options, help and defaults are those of ``sim.settings.Options``."""
     app.command("sim", help=EXAMPLES, epilog=_failures(), rich_help_panel=None)(simulate)
 
 
