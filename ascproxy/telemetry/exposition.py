@@ -1,0 +1,129 @@
+"""Pages as Prometheus metrics: a collector that reads the pages of all slots at scrape time.
+
+Sums are per-slot columns added here; a cell is read whole, and two cells of one exchange may be read a moment apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from ascproxy import _native
+from ascproxy.telemetry import metrics
+from ascproxy.telemetry.metrics import Kind
+
+MICROSECONDS = 1e6
+NANOSECONDS = 1e9
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+Labels = tuple[str, ...]
+
+
+class PageCollector(Collector):
+    """Reads ``pages()``, the pages of all slots by slot number, at each collection. ``now_ns`` is monotonic."""
+
+    def __init__(self, pages: Callable[[], Sequence[_native.Page]], now_ns: Callable[[], int]) -> None:
+        self._pages = pages
+        self._now_ns = now_ns
+
+    def collect(self) -> Iterator[Metric]:
+        pages = self._pages()
+        blocks, refusals = _sum_series(pages)
+        yield _counter(metrics.REQUESTS, _requests(blocks))
+        yield _counter(metrics.REFUSED, [((code,), n) for code, n in refusals.items()])
+        for histogram in metrics.HISTOGRAMS:
+            yield _histogram(histogram, blocks)
+        yield _counter(metrics.TOKENS, _tokens(blocks))
+        yield from _header_families(pages)
+        yield from _worker_families(pages, self._now_ns())
+
+
+def render(collector: PageCollector) -> bytes:
+    """The text exposition of everything that the collector knows."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    return generate_latest(registry)
+
+
+def _sum_series(pages: Sequence[_native.Page]) -> tuple[dict[Labels, list[int]], dict[str, int]]:
+    blocks: dict[Labels, list[int]] = {}
+    refusals: dict[str, int] = {}
+    for page in pages:
+        for key, first, cells in page.records():
+            kind, *labels = key.split(metrics.SEPARATOR)
+            names = tuple(label.decode(errors="replace") for label in labels)
+            if kind == metrics.EXCHANGE and cells == _native.METER_CELLS and len(names) == len(metrics.EXCHANGE_LABELS):
+                block = blocks.setdefault(names, [0] * cells)
+                for i in range(cells):
+                    block[i] += page.load(first + i)
+            elif kind == metrics.REFUSALS and len(names) == 1:
+                refusals[names[0]] = refusals.get(names[0], 0) + page.load(first)
+    return blocks, refusals
+
+
+def _requests(blocks: dict[Labels, list[int]]) -> Iterator[tuple[Labels, int]]:
+    first = _native.METER_OFFSETS["status"]
+    codes = (*map(str, _native.METER_STATUSES), "other")
+    for labels, block in blocks.items():
+        for i, code in enumerate(codes):
+            if n := block[first + i]:
+                yield (*labels, code), n
+
+
+def _tokens(blocks: dict[Labels, list[int]]) -> Iterator[tuple[Labels, int]]:
+    for labels, block in blocks.items():
+        yield (*labels, "in"), block[_native.METER_OFFSETS["tokens_in"]]
+        yield (*labels, "out"), block[_native.METER_OFFSETS["tokens_out"]]
+
+
+def _counter(metric: metrics.Metric, samples: Iterator[tuple[Labels, int]] | list[tuple[Labels, int]]) -> Metric:
+    family = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, value in samples:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(histogram: metrics.BlockHistogram, blocks: dict[Labels, list[int]]) -> Metric:
+    family = HistogramMetricFamily(histogram.metric.name, histogram.metric.help, labels=histogram.metric.labels)
+    first = _native.METER_OFFSETS[histogram.part]
+    bounds = (*(str(bound / MICROSECONDS) for bound in histogram.bounds), "+Inf")
+    for labels, block in blocks.items():
+        cumulative, buckets = 0, []
+        for i, bound in enumerate(bounds):
+            cumulative += block[first + i]
+            buckets.append((bound, cumulative))
+        family.add_metric(labels, buckets, block[first + len(bounds)] / MICROSECONDS)
+    return family
+
+
+def _header_families(pages: Sequence[_native.Page]) -> Iterator[Metric]:
+    families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
+    for header in metrics.HEADER_METRICS:
+        metric = header.metric
+        family = families.get(metric.name)
+        if family is None:
+            kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+            family = families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+        values = [page.load(_native.Page.CELLS[header.cell]) for page in pages]
+        if header.per_slot:
+            for slot, value in enumerate(values):
+                family.add_metric((str(slot), *header.fixed), value)
+        else:
+            family.add_metric(header.fixed, sum(values))
+    yield from families.values()
+
+
+def _worker_families(pages: Sequence[_native.Page], now_ns: int) -> Iterator[Metric]:
+    revision, heartbeat = metrics.WORKER_REVISION, metrics.HEARTBEAT_AGE
+    revisions = GaugeMetricFamily(revision.name, revision.help, labels=revision.labels)
+    ages = GaugeMetricFamily(heartbeat.name, heartbeat.help, labels=heartbeat.labels)
+    for slot, page in enumerate(pages):
+        name = metrics.revision_name(page.load(_native.Page.CELLS["revision"]))
+        if name is not None:
+            revisions.add_metric((str(slot), name), 1)
+        if beat := page.load(_native.Page.CELLS["heartbeat_ns"]):
+            ages.add_metric((str(slot),), max(0, now_ns - beat) / NANOSECONDS)
+    yield revisions
+    yield ages

@@ -1,0 +1,105 @@
+"""Pages to Prometheus text and back through Prometheus' own parser."""
+
+from __future__ import annotations
+
+import mmap
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ascproxy import _native
+from ascproxy.telemetry import metrics
+from ascproxy.telemetry.exposition import PageCollector, render
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def page() -> _native.Page:
+    return _native.Page(mmap.mmap(-1, metrics.PAGE_SIZE))
+
+
+def scrape(*pages: _native.Page, now_ns: int = 0) -> Samples:
+    text = render(PageCollector(lambda: pages, lambda: now_ns)).decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def sample(samples: Samples, name: str, **labels: str) -> float:
+    return samples[(name, tuple(sorted(labels.items())))]
+
+
+CHAT = {"listener": "main", "route": "chat", "provider": "rack-a", "operation": "chat/completions"}
+
+
+def test_exchanges_of_two_slots_are_summed() -> None:
+    pages = page(), page()
+    metrics.exchange_block(pages[1], "main", "other", "rack-a", "embeddings")  # cells differ between the slots
+    status = _native.METER_OFFSETS["status"]
+    for n, each in enumerate(pages, 1):
+        block = metrics.exchange_block(each, **CHAT)
+        each.add(block + status + _native.METER_STATUSES.index(200), 10 * n)
+        each.add(block + status + len(_native.METER_STATUSES), n)
+        each.add(block + _native.METER_OFFSETS["tokens_out"], 100 * n)
+    samples = scrape(*pages)
+    assert sample(samples, "ascproxy_requests_total", **CHAT, code="200") == 30
+    assert sample(samples, "ascproxy_requests_total", **CHAT, code="other") == 3
+    assert sample(samples, "ascproxy_tokens_total", **CHAT, direction="out") == 300
+    assert sample(samples, "ascproxy_tokens_total", **CHAT, direction="in") == 0
+
+
+def test_histograms_are_cumulative_and_in_seconds() -> None:
+    one = page()
+    block = metrics.exchange_block(one, **CHAT)
+    first = block + _native.METER_OFFSETS["first_token"]
+    one.add(first, 2)  # up to 1 ms
+    one.add(first + 1, 3)  # up to 2.5 ms
+    one.add(first + _native.METER_N_BUCKETS - 1, 1)
+    one.add(first + _native.METER_N_BUCKETS, 1_500_000)  # microseconds
+    samples = scrape(one)
+    name = "ascproxy_time_to_first_token_seconds"
+    assert sample(samples, f"{name}_bucket", **CHAT, le="0.001") == 2
+    assert sample(samples, f"{name}_bucket", **CHAT, le="0.0025") == 5
+    assert sample(samples, f"{name}_bucket", **CHAT, le="120.0") == 5
+    assert sample(samples, f"{name}_bucket", **CHAT, le="+Inf") == 6
+    assert sample(samples, f"{name}_count", **CHAT) == 6
+    assert sample(samples, f"{name}_sum", **CHAT) == 1.5
+
+
+def test_refusals_and_header_cells() -> None:
+    pages = page(), page()
+    cells = _native.Page.CELLS
+    for slot, each in enumerate(pages):
+        each.add(metrics.refusal_cell(each, "invalid_api_key"), 2)
+        each.store(cells["in_flight"], 3 + slot)
+        each.store(cells["upstream_idle"], 5)
+        each.store(cells["restarts"], slot)
+    pages[1].store(cells["revision"], metrics.revision_number("00ab12cd34ef"))
+    pages[1].store(cells["heartbeat_ns"], 1_000_000_000)
+    samples = scrape(*pages, now_ns=3_500_000_000)
+    assert sample(samples, "ascproxy_refusals_total", code="invalid_api_key") == 4
+    assert sample(samples, "ascproxy_in_flight") == 7
+    assert sample(samples, "ascproxy_worker_in_flight", slot="1") == 4
+    assert sample(samples, "ascproxy_upstream_connections", state="idle") == 10
+    assert sample(samples, "ascproxy_worker_restarts_total", slot="1") == 1
+    assert sample(samples, "ascproxy_worker_revision", slot="1", revision="00ab12cd34ef") == 1
+    assert sample(samples, "ascproxy_worker_heartbeat_age_seconds", slot="1") == 2.5
+    assert not any(name == "ascproxy_worker_revision" and ("slot", "0") in labels for name, labels in samples)
+
+
+def test_every_family_of_the_table_is_exposed_and_no_other() -> None:
+    text = render(PageCollector(lambda: [page()], lambda: 0)).decode()
+    exposed = {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
+    assert exposed == {metric.name: metric.kind.value for metric in metrics.table()}
+
+
+def test_a_gone_worker_leaves_its_counters_and_no_gauge() -> None:
+    one = page()
+    cells = _native.Page.CELLS
+    header = {h.cell for h in metrics.HEADER_METRICS}
+    for cell in header:
+        one.store(cells[cell], 9)
+    metrics.zero_gauges(one)
+    counters = {h.cell for h in metrics.HEADER_METRICS if h.metric.kind is metrics.Kind.COUNTER}
+    assert {cell for cell in header if one.load(cells[cell])} == counters
