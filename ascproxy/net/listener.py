@@ -55,7 +55,9 @@ def resolve(address: str) -> tuple[socket.AddressFamily, tuple[str, int] | str]:
     try:
         found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, ValueError) as error:
-        raise ListenError(f"cannot listen on {address}: it is not an address (host:port, [v6]:port, unix:/path)") from error
+        raise ListenError(
+            f"cannot listen on {address}: it is not an address (host:port, [v6]:port, unix:/path)"
+        ) from error
     family, _, _, _, where = found[0]
     return family, (str(where[0]), int(where[1]))
 

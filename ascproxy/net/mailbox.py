@@ -112,7 +112,7 @@ class Mailbox:
         return True
 
     def receive(self) -> Frame | None:
-        """The next frame, or None when there is none. Raises :class:`FrameError`, and EOFError when the peer is gone."""
+        """The next frame, None when there is none. Raises :class:`FrameError`, and EOFError when the peer is gone."""
         try:
             data, descriptors, flags, _ = socket.recv_fds(
                 self._socket, MAX_FRAME, MAX_DESCRIPTORS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC

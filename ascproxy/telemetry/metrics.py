@@ -152,9 +152,7 @@ HEADER_METRICS = (
         Metric("ascproxy_request_bodies_bytes", Kind.GAUGE, "Bytes of request bodies held in memory.", ()), "body_bytes"
     ),
     HeaderMetric(
-        Metric(
-            "ascproxy_log_lines_dropped_total", Kind.COUNTER, "Access lines that found a full sink.", ()
-        ),
+        Metric("ascproxy_log_lines_dropped_total", Kind.COUNTER, "Access lines that found a full sink.", ()),
         "log_dropped",
     ),
     HeaderMetric(
