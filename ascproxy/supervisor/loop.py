@@ -1,0 +1,549 @@
+"""The supervisor's loop: waits for signals, mailboxes, exits and deadlines, and carries out what the machines say.
+
+Nothing here blocks but ``select``. What each kind of event does is one method; decisions are in
+:mod:`ascproxy.supervisor.slots` and :mod:`ascproxy.supervisor.reload`.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ascproxy import _native
+from ascproxy.clock import monotonic_ns
+from ascproxy.net import listener
+from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.supervisor import child
+from ascproxy.supervisor.child import Child
+from ascproxy.supervisor.holdings import Holdings
+from ascproxy.supervisor.notify import Notifier
+from ascproxy.supervisor.reload import Outcome, Reload
+from ascproxy.supervisor.slots import MS, Action, Event, Fleet, Order, Slot, State
+from ascproxy.telemetry import metrics
+from ascproxy.telemetry.log import Log
+
+INTERRUPT_DRAIN_MS = 5_000  # SIGINT: somebody is waiting at a terminal
+DRAIN_GRACE_MS = 5_000  # after the last deadline of a drain, workers are killed
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
+CONTROL = -1  # the key of control where slots are keys
+
+Answer = Callable[[str | None, Frame | None], None]  # (why it failed, or None; the frame)
+
+
+@dataclass(slots=True)
+class Pending:
+    """A command that has not been answered yet."""
+
+    slot: int
+    answer: Answer
+
+
+class Supervisor:
+    """Keeps ``holdings.node.workers`` workers and one control process alive until it is told to stop."""
+
+    def __init__(
+        self,
+        *,
+        holdings: Holdings,
+        worker: Callable[..., int],
+        start_control: Callable[[], tuple[Child, Mailbox]],
+        control: tuple[Child, Mailbox],
+        environment: Mapping[str, str],
+        log: Log,
+    ) -> None:
+        self.log = log
+        self.holdings = holdings
+        self.fleet = Fleet()
+        self.notifier = Notifier(environment, os.getpid())
+        self._worker = worker
+        self._start_control = start_control
+        self._first_control: tuple[Child, Mailbox] | None = control
+        self._control_slot = Slot(CONTROL)
+        self._control_box: Mailbox | None = None
+        self._children: dict[int, Child] = {}
+        self._pending: dict[int, Pending] = {}
+        self._requests = 0
+        self._reload: Reload | None = None
+        self._reload_wanted = False
+        self._loading = False
+        self._given: dict[int, int] = {}  # slot -> descriptor of the snapshot that its worker decides on
+        self._wanted = holdings.node.workers
+        self._drain_ms = (holdings.node.limits.drain_unary_ms, holdings.node.limits.drain_stream_ms)
+        self._hard_stop_ns: int | None = None
+        self._draining: set[int] = set()
+        self._cut = False
+        self._announced = False
+        self._watchdog_ns = monotonic_ns()
+        self._started_ns = monotonic_ns()
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+
+    # the loop
+
+    def run(self) -> int:
+        """Serve until a signal ends it. 0 after a drain, 1 when it was cut off."""
+        self._watch_signals()
+        for _ in range(self._wanted):
+            self.holdings.add_berth()
+        for number, berth in enumerate(self.holdings.berths):
+            self._watch(berth.ours, partial(self._on_worker_frame, number))
+        now = monotonic_ns()
+        self._carry_out_control(self._control_slot.step(Event.WANTED, now))
+        self._carry_out(self.fleet.resize(self._wanted, now))
+        while not self._finished():
+            for key, _ in self._selector.select(self._timeout()):
+                if self._selector.get_map().get(key.fd) is key:  # an earlier event may have closed it
+                    key.data()
+            self._on_time()
+        self.log.info("stopped", cut_off=self._cut)
+        self.holdings.close()
+        self.notifier.close()
+        return 1 if self._cut else 0
+
+    def _finished(self) -> bool:
+        return self.fleet.stopping and self.fleet.settled and not self._control_slot.alive
+
+    def _timeout(self) -> float | None:
+        control = self._control_slot.deadline()
+        times = [self.fleet.next_ns(), control[0] if control else None, self._hard_stop_ns]
+        if self.notifier.watchdog_ns is not None:
+            times.append(self._watchdog_ns)
+        known = [time for time in times if time is not None]
+        return max(0.0, (min(known) - monotonic_ns()) / 1e9) if known else None
+
+    def _on_time(self) -> None:
+        now = monotonic_ns()
+        self._carry_out(self.fleet.tick(now))
+        deadline = self._control_slot.deadline()
+        if deadline is not None and deadline[0] <= now:
+            self._carry_out_control(self._control_slot.step(deadline[1], now))
+        if self._hard_stop_ns is not None and now >= self._hard_stop_ns:
+            self.log.warning("drain took too long, the rest is cut off")
+            self._kill_all()
+        if self.fleet.stopping and self.fleet.settled:
+            self._carry_out_control(self._control_slot.step(Event.UNWANTED, now))
+        if self.notifier.watchdog_ns is not None and now >= self._watchdog_ns:
+            self.notifier.watchdog()
+            self._watchdog_ns = now + self.notifier.watchdog_ns
+
+    # signals
+
+    def _watch_signals(self) -> None:
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)  # the number arrives by the wake-up descriptor
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_signals)
+
+    def _on_signals(self) -> None:
+        for number in self._wake_read.recv(64):
+            match number:
+                case signal.SIGTERM:
+                    self._stop("SIGTERM", self._drain_ms)
+                case signal.SIGINT:
+                    self._stop("SIGINT", (INTERRUPT_DRAIN_MS, INTERRUPT_DRAIN_MS))
+                case signal.SIGHUP:
+                    self._start_reload()
+                case signal.SIGTTIN:
+                    self._resize(self._wanted + 1)
+                case signal.SIGTTOU:
+                    self._resize(max(1, self._wanted - 1))
+
+    def _stop(self, name: str, drain_ms: tuple[int, int]) -> None:
+        now = monotonic_ns()
+        if self.fleet.stopping:
+            self.log.warning(f"{name} again, stopping at once")
+            self._kill_all()
+            return
+        self.log.info(f"{name}, draining", unary_ms=drain_ms[0], stream_ms=drain_ms[1])
+        self.notifier.stopping("draining")
+        self._drain_ms = drain_ms
+        self._hard_stop_ns = now + (max(drain_ms) + DRAIN_GRACE_MS) * MS
+        self._draining = {slot.number for slot in self.fleet.slots if slot.state is State.READY}
+        self._carry_out(self.fleet.stop(now))
+        self._close_when_drained()
+
+    def _kill_all(self) -> None:
+        self._cut = True
+        self._hard_stop_ns = None
+        for running in self._children.values():
+            running.signal(signal.SIGKILL)
+
+    def _resize(self, wanted: int) -> None:
+        if self.fleet.stopping:
+            return
+        self._wanted = wanted
+        while len(self.holdings.berths) < wanted:
+            number = len(self.holdings.berths)
+            try:
+                berth = self.holdings.add_berth()
+            except listener.ListenError as error:
+                self.log.error(f"no worker added: {error}")
+                self._wanted = number
+                break
+            self._watch(berth.ours, partial(self._on_worker_frame, number))
+        self.log.info("number of workers changed", workers=self._wanted)
+        self._carry_out(self.fleet.resize(self._wanted, monotonic_ns()))
+
+    # carrying out
+
+    def _carry_out(self, orders: list[Order]) -> None:
+        for action, number in orders:
+            match action:
+                case Action.SPAWN:
+                    self._spawn(number)
+                case Action.KILL:
+                    self.log.warning("worker does not answer and is killed", slot=number)
+                    self._children[number].signal(signal.SIGKILL)
+                case Action.DRAIN:
+                    self._drain(number)
+                case Action.ADOPT:
+                    self._adopt(number)
+                case Action.RELEASE:
+                    self._release(number)
+        self._show_slots()
+
+    def _spawn(self, number: int) -> None:
+        slot, berth = self.fleet.slots[number], self.holdings.berths[number]
+        lost = berth.ours.discard() + berth.theirs.discard()
+        if self.holdings.run_dir.repair(berth.page, number):
+            self.log.error("metric page was damaged and starts anew", slot=number)
+        if lost:
+            self.log.debug("frames of a gone worker discarded", slot=number, frames=lost)
+        self._given[number] = self.holdings.snapshot
+        running = child.fork(partial(self._run_worker, number))
+        self._children[number] = running
+        self._selector.register(running.pidfd, selectors.EVENT_READ, partial(self._on_worker_exit, number))
+        self.log.debug("worker started", slot=number, pid=running.pid, incarnation=slot.incarnation)
+
+    def _run_worker(self, number: int) -> int:
+        """In the forked child: close what is the supervisor's, become the worker."""
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+        self.notifier.close()
+        if self._control_box is not None:
+            self._control_box.close()
+        for running in self._children.values():
+            os.close(running.pidfd)
+        self.holdings.leave_in_child(number)
+        berth = self.holdings.berths[number]
+        return self._worker(
+            slot=number,
+            incarnation=self.fleet.slots[number].incarnation,
+            mailbox=berth.theirs,
+            sockets=(*berth.sockets, *self.holdings.shared),
+            page=berth.page.page,
+            shared_page=self.holdings.shared_page.page,
+            snapshot=self.holdings.snapshot,
+            log=self.log.named(f"worker-{number}"),
+        )
+
+    def _drain(self, number: int) -> None:
+        unary, stream = self._drain_ms
+        frame = Frame(Kind.DRAIN, payload={"unary_ms": unary, "stream_ms": stream})
+        self._command(number, frame, partial(self._on_draining, number))
+
+    def _on_draining(self, number: int, reason: str | None, _: Frame | None) -> None:
+        if reason is not None and number in self._children:
+            self._children[number].signal(signal.SIGKILL)  # it cannot be asked: it would keep its place for ever
+        self._draining.discard(number)
+        self._close_when_drained()
+
+    def _close_when_drained(self) -> None:
+        """Once no worker accepts any more, connections must be refused and not left in a queue."""
+        if self.fleet.stopping and not self._draining:
+            listener.stop_listening(self.holdings.all_sockets())
+
+    def _adopt(self, number: int) -> None:
+        adopter = self.fleet.adopter_for(number)
+        if adopter is None:
+            return
+        sockets = self.holdings.berths[number].sockets
+        frame = Frame(
+            Kind.ADOPT,
+            payload={"slot": number, "names": [bound.name for bound in sockets]},
+            descriptors=tuple(bound.socket.fileno() for bound in sockets),
+        )
+        self._command(adopter, frame, partial(self._on_adopted, number, adopter))
+
+    def _on_adopted(self, number: int, adopter: int, reason: str | None, _: Frame | None) -> None:
+        if reason is None:
+            self.log.info("slot is accepted by a sibling", slot=number, sibling=adopter)
+        elif self.fleet.slots[number].adopter == adopter:
+            self.log.warning("slot could not be given to a sibling", slot=number, sibling=adopter, reason=reason)
+            self.fleet.adoption_failed(number, monotonic_ns())
+
+    def _release(self, number: int) -> None:
+        adopter, self.fleet.slots[number].adopter = self.fleet.slots[number].adopter, None
+        if adopter is not None:
+            frame = Frame(Kind.RELEASE, payload={"slot": number})
+            self._command(adopter, frame, lambda reason, _: None)
+
+    def _show_slots(self) -> None:
+        """Write what the machines know into the pages, for control to read."""
+        cells = _native.Page.CELLS
+        for slot in self.fleet.slots:
+            page = self.holdings.berths[slot.number].page.page
+            running = self._children.get(slot.number)
+            page.store(cells["state"], slot.state)
+            page.store(cells["incarnation"], slot.incarnation)
+            page.store(cells["restarts"], slot.restarts)
+            page.store(cells["pid"], running.pid if running else 0)
+
+    # mailboxes
+
+    def _watch(self, mailbox: Mailbox, on_frame: Callable[[Frame], None]) -> None:
+        self._selector.register(mailbox, selectors.EVENT_READ, partial(self._read, mailbox, on_frame))
+
+    def _read(self, mailbox: Mailbox, on_frame: Callable[[Frame], None]) -> None:
+        while mailbox.fileno() >= 0:
+            try:
+                frame = mailbox.receive()
+            except FrameError as error:
+                self.log.error("a child sent what is no frame", reason=str(error))
+                continue
+            except EOFError:  # its exit arrives by the pidfd
+                self._selector.unregister(mailbox)
+                return
+            if frame is None:
+                return
+            on_frame(frame)
+
+    def _command(self, number: int, frame: Frame, answer: Answer) -> None:
+        """Send a command; ``answer`` is called once, at once if it cannot be sent."""
+        box = self._control_box if number == CONTROL else self.holdings.berths[number].ours
+        self._requests += 1
+        numbered = Frame(frame.kind, self._requests, frame.payload, frame.descriptors)
+        self._pending[self._requests] = Pending(number, answer)
+        if box is None or not box.send(numbered):
+            self._answered(self._requests, "its mailbox is full or closed", None)
+
+    def _answered(self, request: int, reason: str | None, frame: Frame | None) -> None:
+        pending = self._pending.pop(request, None)
+        if pending is not None:
+            pending.answer(reason, frame)
+
+    def _fail_pending(self, number: int) -> None:
+        for request in [request for request, pending in self._pending.items() if pending.slot == number]:
+            self._answered(request, "the process exited", None)
+
+    def _on_reply(self, frame: Frame) -> None:
+        failed = frame.kind is Kind.FAILED
+        self._answered(frame.request, str(frame.payload.get("reason", "no reason given")) if failed else None, frame)
+
+    def _on_worker_frame(self, number: int, frame: Frame) -> None:
+        slot, now = self.fleet.slots[number], monotonic_ns()
+        slot.beat(now)
+        match frame.kind:
+            case Kind.READY:
+                self._carry_out(self.fleet.step(number, Event.READY, now))
+                self._hand_missed_revision(number)
+                self._announce()
+            case Kind.FAILED if frame.request == 0:
+                self.log.error("worker cannot start", slot=number, reason=str(frame.payload.get("reason")))
+            case Kind.DONE | Kind.FAILED:
+                self._on_reply(frame)
+
+    def _announce(self) -> None:
+        if self._announced or self.fleet.ready < self._wanted:
+            return
+        self._announced = True
+        self.log.info(
+            "ready",
+            revision=self.holdings.revision,
+            workers=self.fleet.ready,
+            listeners=[each.address for each in self.holdings.node.listeners],
+            metrics=self.holdings.node.metrics_address,
+            ms=(monotonic_ns() - self._started_ns) // MS,
+        )
+        self.notifier.ready(self._status())
+
+    def _status(self) -> str:
+        return f"serving revision {self.holdings.revision} with {self._wanted} workers"
+
+    # exits
+
+    def _on_worker_exit(self, number: int) -> None:
+        status = self._reap(number)
+        if status is None:
+            return
+        slot, now = self.fleet.slots[number], monotonic_ns()
+        metrics.zero_gauges(self.holdings.berths[number].page.page)
+        expected = slot.state is State.DRAINING
+        report = self.log.info if expected else self.log.warning
+        report("worker exited", slot=number, status=_status_words(status), was_ready=slot.state is State.READY)
+        orders = self.fleet.step(number, Event.EXITED, now)
+        self._fail_pending(number)
+        self._draining.discard(number)
+        self._carry_out(orders)
+        self._close_when_drained()
+
+    def _reap(self, number: int) -> int | None:
+        running = self._children[number]
+        self._selector.unregister(running.pidfd)
+        status = running.reap()
+        if status is None:  # cannot be: a readable pidfd is an exited process
+            self._selector.register(running.pidfd, selectors.EVENT_READ, partial(self._on_worker_exit, number))
+            return None
+        del self._children[number]
+        return status
+
+    # control
+
+    def _carry_out_control(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            match action:
+                case Action.SPAWN:
+                    running, box = self._first_control or self._start_control()
+                    self._first_control = None
+                    self._children[CONTROL], self._control_box = running, box
+                    self._selector.register(running.pidfd, selectors.EVENT_READ, self._on_control_exit)
+                    self._watch(box, self._on_control_frame)
+                    self._serve_control()
+                case Action.KILL:
+                    self._children[CONTROL].signal(signal.SIGKILL)
+                case Action.DRAIN:
+                    self._children[CONTROL].signal(signal.SIGTERM)
+
+    def _serve_control(self) -> None:
+        """Tell control what is in force, and give it its sockets."""
+        frame = Frame(
+            Kind.SERVE,
+            payload={"revision": self.holdings.revision},
+            descriptors=(
+                self.holdings.snapshot,
+                self.holdings.metrics.fileno(),
+                self.holdings.control.fileno(),
+            ),
+        )
+        self._command(CONTROL, frame, self._on_control_serves)
+
+    def _on_control_serves(self, reason: str | None, _: Frame | None) -> None:
+        if reason is not None:
+            self.log.error("control does not serve", reason=reason)
+            return
+        self._carry_out_control(self._control_slot.step(Event.READY, monotonic_ns()))
+        if self._reload_wanted:
+            self._start_reload()
+
+    def _on_control_frame(self, frame: Frame) -> None:
+        self._control_slot.beat(monotonic_ns())
+        if frame.kind in (Kind.DONE, Kind.FAILED):
+            self._on_reply(frame)
+
+    def _on_control_exit(self) -> None:
+        running = self._children.pop(CONTROL)
+        self._selector.unregister(running.pidfd)
+        status = running.reap()
+        if self._control_box is not None:
+            if self._control_box.fileno() in self._selector.get_map():
+                self._selector.unregister(self._control_box)
+            self._control_box.close()
+            self._control_box = None
+        if self._control_slot.state is not State.DRAINING:
+            self.log.error("control exited and is replaced", status=_status_words(status or 0))
+        actions = self._control_slot.step(Event.EXITED, monotonic_ns())
+        self._fail_pending(CONTROL)
+        self._carry_out_control(actions)
+
+    # reload
+
+    def _start_reload(self) -> None:
+        if self.fleet.stopping:
+            return
+        if self._loading or self._reload is not None or self._control_slot.state is not State.READY:
+            self._reload_wanted = True  # taken up when the one under way, or control's start, is over
+            return
+        self._reload_wanted = False
+        self._loading = True
+        self.notifier.reloading(monotonic_ns())
+        self._command(CONTROL, Frame(Kind.LOAD), self._on_loaded)
+
+    def _on_loaded(self, reason: str | None, frame: Frame | None) -> None:
+        self._loading = False
+        if reason is not None or frame is None or not frame.descriptors:
+            findings = _sentences(frame, "findings") or [reason or "control sent no snapshot"]
+            self.log.error(
+                f"reload refused, revision {self.holdings.revision} stays in force", findings=_shown(findings)
+            )
+            self._end_reload()
+            return
+        for sentence in _sentences(frame, "restart"):
+            self.log.warning(f"takes effect at the next restart: {sentence}")
+        for sentence in _sentences(frame, "warnings"):
+            self.log.warning(sentence)
+        ready = {slot.number for slot in self.fleet.slots if slot.state is State.READY}
+        self._reload = Reload(str(frame.payload["revision"]), frame.descriptors[0], set(ready))
+        if not ready:
+            self._on_outcomes(self._reload, (Outcome.FIRST_SUCCESS, Outcome.ALL))  # whoever starts next takes it
+        for number in ready:
+            revision = Frame(Kind.REVISION, descriptors=(self._reload.snapshot,))
+            self._command(number, revision, partial(self._on_revision, number, self._reload))
+
+    def _on_revision(self, number: int, reload: Reload, reason: str | None, _: Frame | None) -> None:
+        if reason is not None:
+            self.log.error("worker keeps its revision", slot=number, reason=reason)
+        else:
+            self._given[number] = reload.snapshot
+        self._on_outcomes(reload, reload.answer(number, reason))
+
+    def _on_outcomes(self, reload: Reload, outcomes: tuple[Outcome, ...]) -> None:
+        for outcome in outcomes:
+            match outcome:
+                case Outcome.FIRST_SUCCESS:
+                    os.close(self.holdings.snapshot)
+                    self.holdings.snapshot, self.holdings.revision = reload.snapshot, reload.revision
+                    self._serve_control()
+                case Outcome.ALL:
+                    self.log.info("reloaded", revision=reload.revision)
+                case Outcome.SOME:
+                    self.log.error(
+                        "reloaded, but not everywhere", revision=reload.revision, slots=_shown(reload.failed)
+                    )
+                case Outcome.NONE:
+                    os.close(reload.snapshot)
+                    self.log.error(f"reload failed, revision {self.holdings.revision} stays in force")
+        if Outcome.WAITING not in outcomes and outcomes:
+            self._reload = None
+            for slot in self.fleet.slots:
+                if slot.state is State.READY and slot.number not in reload.failed:
+                    self._hand_missed_revision(slot.number)
+            self._end_reload()
+
+    def _end_reload(self) -> None:
+        self.notifier.ready(self._status())
+        if self._reload_wanted:
+            self._start_reload()
+
+    def _hand_missed_revision(self, number: int) -> None:
+        """A worker that started while a revision was being taken in gets it when it is ready."""
+        snapshot = self.holdings.snapshot
+        if self._reload is None and self._given[number] != snapshot:
+            self._given[number] = snapshot
+            frame = Frame(Kind.REVISION, descriptors=(snapshot,))
+            self._command(number, frame, partial(self._on_late_revision, number))
+
+    def _on_late_revision(self, number: int, reason: str | None, _: Frame | None) -> None:
+        if reason is not None:
+            self.log.error("worker keeps its revision", slot=number, reason=reason)
+
+
+def _status_words(status: int) -> str:
+    return f"exit {status}" if status >= 0 else signal.Signals(-status).name
+
+
+def _sentences(frame: Frame | None, name: str) -> list[str]:
+    found: Any = frame.payload.get(name, []) if frame is not None else []
+    return [str(sentence) for sentence in found]
+
+
+def _shown(values: Any) -> list[str]:
+    return [str(value) for value in values][:20]
