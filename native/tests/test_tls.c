@@ -29,7 +29,7 @@ static int failures;
         }                                                                                                  \
     } while (0)
 
-/* -- certificates and contexts ------------------------------------------------------------------------------------- */
+/* -- certificates and contexts -------------------------------------------------------------------------------- */
 
 typedef struct {
     EVP_PKEY *key;
@@ -111,7 +111,7 @@ static SSL_CTX *client_context(const identity *trusted)
     return context;
 }
 
-/* -- a pair of connections ------------------------------------------------------------------------------------------ */
+/* -- a pair of connections ------------------------------------------------------------------------------------ */
 
 typedef struct {
     tls_output to_server, to_client;
@@ -155,7 +155,7 @@ static int read_all(tls_conn *connection, char *got, size_t *len, size_t cap)
     }
 }
 
-/* Feeds `from` to `to` in steps, through a buffer of exactly the step's size so that the sanitizer sees every overrun. */
+/* Feeds `from` to `to` in steps, through a buffer of the step's size so that the sanitizer sees every overrun. */
 static int feed(tls_conn *to, tls_output *from, size_t step, char *got, size_t *len, size_t cap)
 {
     int result = TLS_WANT;
@@ -203,7 +203,7 @@ static void check_talks(pair *p)
     CHECK(p->client_len == 5 && memcmp(p->client_got, "pong!", 5) == 0);
 }
 
-/* -- cases ------------------------------------------------------------------------------------------------------------- */
+/* -- cases ---------------------------------------------------------------------------------------------------- */
 
 static const int versions[] = {TLS1_2_VERSION, TLS1_3_VERSION};
 
@@ -458,7 +458,8 @@ static void no_client_without_a_name(void)
 
 static void plain_http(void)
 {
-    static const char *const heads[] = {"GET / HTTP/1.1\r\n\r\n", "OPTIONS * HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\n"};
+    static const char *const heads[] = {"GET / HTTP/1.1\r\n\r\n", "OPTIONS * HTTP/1.1\r\n\r\n",
+                                        "PRI * HTTP/2.0\r\n\r\n"};
     SSL_CTX *server = server_context(TLS1_3_VERSION, false), *client = client_context(&authority);
     tls_output output = {.max = 1 << 20};
     for (size_t i = 0; i < 3; i++) {
