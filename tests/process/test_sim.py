@@ -413,7 +413,12 @@ def test_generation_waits_for_a_reader_that_does_not_read(fast: Sim) -> None:
         sock.sendall(chat(ignore_eos=True, max_tokens=100_000))
         read_until(sock, b"\r\n\r\n")
         seen = [fast.stats()["generated_tokens"]]
-        until(lambda: seen.append(fast.stats()["generated_tokens"]) or len(set(seen[-20:])) == 1 < 20 <= len(seen))  # type: ignore[func-returns-value]
+
+        def settled() -> bool:
+            seen.append(fast.stats()["generated_tokens"])
+            return len(seen) >= 20 and len(set(seen[-20:])) == 1
+
+        until(settled)
         assert fast.stats()["running"] == 1
         assert seen[-1] - before < 50_000  # 11 MB of frames: far more than the kernel's buffers take
     until(lambda: fast.stats()["running"] == 0)
