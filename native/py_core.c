@@ -1,0 +1,401 @@
+/* Core: what the connections of one worker share, and the tick that drives their deadlines. */
+#include "py_core.h"
+
+#include "py_page.h"
+#include "py_tls.h"
+
+#include <sys/random.h>
+#include <time.h>
+
+/* ---- small things ------------------------------------------------------------------------------------------------- */
+
+/* xorshift128+ (Vigna, 2014), seeded from the kernel in each process: request ids and jitter, nothing secret. */
+uint64_t core_random(Core *core)
+{
+    uint64_t a = core->random[0], b = core->random[1];
+    core->random[0] = b;
+    a ^= a << 23;
+    core->random[1] = a ^ b ^ (a >> 18) ^ (b >> 5);
+    return core->random[1] + b;
+}
+
+/* The Date field's value, rebuilt once a second; also the time for logs. */
+const char *core_date(Core *core, const char **stamp, unsigned *millis)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_REALTIME_COARSE, &t);
+    if ((uint64_t)t.tv_sec != core->date_second) {
+        static const char days[] = "SunMonTueWedThuFriSat", months[] = "JanFebMarAprMayJunJulAugSepOctNovDec";
+        struct tm tm;
+        core->date_second = (uint64_t)t.tv_sec;
+        gmtime_r(&t.tv_sec, &tm);
+        snprintf(core->date, sizeof core->date, "%.3s, %02u %.3s %04u %02u:%02u:%02u GMT", days + 3 * tm.tm_wday,
+                 (unsigned)tm.tm_mday % 100, months + 3 * tm.tm_mon, (unsigned)(tm.tm_year + 1900) % 10000,
+                 (unsigned)tm.tm_hour % 100, (unsigned)tm.tm_min % 100, (unsigned)tm.tm_sec % 100);
+        snprintf(core->stamp, sizeof core->stamp, "%04u-%02u-%02uT%02u:%02u:%02u", (unsigned)(tm.tm_year + 1900) % 10000,
+                 (unsigned)(tm.tm_mon + 1) % 100, (unsigned)tm.tm_mday % 100, (unsigned)tm.tm_hour % 100,
+                 (unsigned)tm.tm_min % 100, (unsigned)tm.tm_sec % 100);
+    }
+    if (stamp != NULL)
+        *stamp = core->stamp;
+    if (millis != NULL)
+        *millis = (unsigned)(t.tv_nsec / 1000000);
+    return core->date;
+}
+
+/* Scanners are kept: most requests use the one that the last request used. */
+json_request *core_take_scan(Core *core)
+{
+    if (core->n_scans)
+        return core->scans[--core->n_scans];
+    return json_request_new();
+}
+
+void core_put_scan(Core *core, json_request *scan)
+{
+    if (core->n_scans < sizeof core->scans / sizeof core->scans[0])
+        core->scans[core->n_scans++] = scan;
+    else
+        json_request_free(scan);
+}
+
+/* ---- Window ------------------------------------------------------------------------------------------------------- */
+
+static int window_getbuffer(Window *self, Py_buffer *view, int flags)
+{
+    return PyBuffer_FillInfo(view, (PyObject *)self, self->bytes, self->len, 0, flags);
+}
+
+static PyBufferProcs window_buffer = {.bf_getbuffer = (getbufferproc)window_getbuffer};
+
+static void window_dealloc(Window *self)
+{
+    free(self->bytes - HEADROOM);
+    PyObject_Free(self);
+}
+
+PyTypeObject Window_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Window",
+    .tp_basicsize = sizeof(Window),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "Memory that is lent to a transport for one read.",
+    .tp_dealloc = (destructor)window_dealloc,
+    .tp_as_buffer = &window_buffer,
+};
+
+static Window *window_new(size_t len)
+{
+    char *bytes = calloc(1, HEADROOM + len + TAILROOM);
+    if (bytes == NULL)
+        return (Window *)PyErr_NoMemory();
+    Window *w = PyObject_New(Window, &Window_Type);
+    if (w == NULL) {
+        free(bytes);
+        return NULL;
+    }
+    w->bytes = bytes + HEADROOM;
+    w->len = (Py_ssize_t)len;
+    return w;
+}
+
+/* ---- Core --------------------------------------------------------------------------------------------------------- */
+
+static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"walk", "page", "limits", NULL};
+    PyObject *walk = NULL, *page = NULL, *limits = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOO!", keys, &walk, &page, &PyDict_Type, &limits))
+        return NULL;
+    if (walk == NULL || page == NULL || limits == NULL) {
+        PyErr_SetString(PyExc_TypeError, "Core needs walk, page and limits");
+        return NULL;
+    }
+    asc_page *cells = asc_page_of(page);
+    if (cells == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "page is a Page");
+        return NULL;
+    }
+    Core *core = (Core *)type->tp_alloc(type, 0);
+    if (core == NULL)
+        return NULL;
+    core->page_object = Py_NewRef(page);
+    core->page = cells;
+    core->access_log = true;
+    core->output.max = 1u << 20;
+    wheel_init(&core->wheel, asc_now());
+    struct {
+        const char *name;
+        PyObject **at;
+    } methods[] = {{"on_head", &core->on_head}, {"on_request", &core->on_request}, {"on_reject", &core->on_reject},
+                   {"on_response", &core->on_response}, {"on_settle", &core->on_settle}};
+    for (size_t i = 0; i < sizeof methods / sizeof methods[0]; i++) {
+        *methods[i].at = PyObject_GetAttrString(walk, methods[i].name);
+        if (*methods[i].at == NULL)
+            goto failed;
+    }
+    if (!limits_from(&core->limits, limits))
+        goto failed;
+    core->down_window = window_new(DOWN_READ);
+    core->up_window = window_new(UP_READ);
+    core->cipher_window = window_new(UP_READ);
+    core->plain = malloc(DOWN_READ);
+    core->heads = malloc(HEADS_MAX);
+    core->transmit = malloc(UP_READ);
+    core->log = malloc(LOG_MAX);
+    core->sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    core->digest = EVP_MD_CTX_new();
+    if (core->down_window == NULL || core->up_window == NULL || core->cipher_window == NULL || core->plain == NULL ||
+        core->heads == NULL || core->transmit == NULL || core->log == NULL || core->sha256 == NULL || core->digest == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_NoMemory();
+        goto failed;
+    }
+    while (core->random[0] == 0 || core->random[1] == 0)
+        if (getrandom(core->random, sizeof core->random, 0) != (ssize_t)sizeof core->random) {
+            PyErr_SetFromErrno(PyExc_OSError);
+            goto failed;
+        }
+    return (PyObject *)core;
+failed:
+    Py_DECREF(core);
+    return NULL;
+}
+
+static void core_dealloc(Core *core)
+{
+    Py_XDECREF(core->on_head);
+    Py_XDECREF(core->on_request);
+    Py_XDECREF(core->on_reject);
+    Py_XDECREF(core->on_response);
+    Py_XDECREF(core->on_settle);
+    Py_XDECREF(core->page_object);
+    Py_XDECREF(core->down_window);
+    Py_XDECREF(core->up_window);
+    Py_XDECREF(core->cipher_window);
+    free(core->plain);
+    free(core->heads);
+    free(core->transmit);
+    free(core->log);
+    free(core->output.bytes);
+    while (core->n_scans)
+        json_request_free(core->scans[--core->n_scans]);
+    EVP_MD_CTX_free(core->digest);
+    EVP_MD_free(core->sha256);
+    Py_TYPE(core)->tp_free((PyObject *)core);
+}
+
+/* ---- protocol factories ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    PyObject_HEAD
+    Core *core;
+    Listener *listener; /* downstream */
+    int endpoint;       /* upstream */
+    PyObject *tls, *server_name, *ready;
+} Factory;
+
+static PyObject *factory_call(Factory *f, PyObject *args, PyObject *kwargs)
+{
+    if (PyTuple_GET_SIZE(args) != 0 || kwargs != NULL) {
+        PyErr_SetString(PyExc_TypeError, "a protocol factory takes no arguments");
+        return NULL;
+    }
+    if (f->listener != NULL)
+        return downstream_new(f->core, f->listener);
+    return upstream_new(f->core, f->endpoint, f->tls, f->server_name, f->ready);
+}
+
+static void factory_dealloc(Factory *f)
+{
+    Py_XDECREF(f->core);
+    Py_XDECREF(f->listener);
+    Py_XDECREF(f->tls);
+    Py_XDECREF(f->server_name);
+    Py_XDECREF(f->ready);
+    PyObject_Free(f);
+}
+
+static PyTypeObject Factory_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Factory",
+    .tp_basicsize = sizeof(Factory),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "Makes the protocol of a new connection.",
+    .tp_dealloc = (destructor)factory_dealloc,
+    .tp_call = (ternaryfunc)factory_call,
+};
+
+static Factory *factory_new(Core *core)
+{
+    if (PyType_Ready(&Factory_Type) < 0)
+        return NULL;
+    Factory *f = PyObject_New(Factory, &Factory_Type);
+    if (f == NULL)
+        return NULL;
+    memset((char *)f + sizeof(PyObject), 0, sizeof *f - sizeof(PyObject));
+    f->core = (Core *)Py_NewRef(core);
+    return f;
+}
+
+static PyObject *core_listen(Core *core, PyObject *listener)
+{
+    if (!Py_IS_TYPE(listener, &Listener_Type)) {
+        PyErr_SetString(PyExc_TypeError, "listen(Listener)");
+        return NULL;
+    }
+    Factory *f = factory_new(core);
+    if (f != NULL)
+        f->listener = (Listener *)Py_NewRef(listener);
+    return (PyObject *)f;
+}
+
+static PyObject *core_connect(Core *core, PyObject *args)
+{
+    int endpoint;
+    PyObject *tls, *server_name, *ready;
+    if (!PyArg_ParseTuple(args, "iOUO", &endpoint, &tls, &server_name, &ready))
+        return NULL;
+    if (tls != Py_None && asc_tls_context(tls) == NULL) {
+        PyErr_SetString(PyExc_TypeError, "tls is a TlsContext or None");
+        return NULL;
+    }
+    Factory *f = factory_new(core);
+    if (f == NULL)
+        return NULL;
+    f->endpoint = endpoint;
+    f->tls = Py_NewRef(tls);
+    f->server_name = Py_NewRef(server_name);
+    f->ready = Py_NewRef(ready);
+    return (PyObject *)f;
+}
+
+/* ---- time --------------------------------------------------------------------------------------------------------- */
+
+static void cut_drained(Core *core, Downstream *d, uint64_t now)
+{
+    Stream *s = d->stream;
+    bool stream = s->json_done && s->json.stream == 1;
+    if (now >= (stream ? core->drain_stream_ns : core->drain_unary_ns)) {
+        down_cut(d, s->to_close_out);
+        stream_gone(s, "draining");
+    }
+}
+
+static PyObject *core_tick(Core *core, PyObject *argument)
+{
+    unsigned long long now = PyLong_AsUnsignedLongLong(argument);
+    if (PyErr_Occurred())
+        return NULL;
+    wheel_timer *timer;
+    while ((timer = wheel_due(&core->wheel, now)) != NULL) {
+        PyObject *owner = timer->owner;
+        if (Py_IS_TYPE(owner, &Downstream_Type))
+            down_due((Downstream *)owner, now);
+        else
+            up_due((Upstream *)owner, now);
+    }
+    for (Downstream *d = core->downs, *next; d != NULL; d = next) {
+        Py_INCREF(d);
+        if (d->conn.read_paused)
+            down_probe(d, now);
+        if (core->draining && d->stream != NULL)
+            cut_drained(core, d, now);
+        next = d->next; /* connection_lost comes from the loop, never from inside these calls */
+        Py_DECREF(d);
+    }
+    const asc_page *page = core->page;
+    page_store(page, PAGE_CELL_HEARTBEAT_NS, now);
+    page_store(page, PAGE_CELL_IN_FLIGHT, core->n_in_flight);
+    page_store(page, PAGE_CELL_CONNECTIONS, core->n_downs);
+    page_store(page, PAGE_CELL_UPSTREAM_BUSY, core->n_busy);
+    page_store(page, PAGE_CELL_UPSTREAM_IDLE, core->n_idle);
+    page_store(page, PAGE_CELL_BODY_BYTES, core->body_bytes);
+    page_store(page, PAGE_CELL_PAUSED, core->n_paused);
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_drain(Core *core, PyObject *args)
+{
+    unsigned long long unary, stream;
+    if (!PyArg_ParseTuple(args, "KK", &unary, &stream))
+        return NULL;
+    core->draining = true;
+    core->drain_unary_ns = unary;
+    core->drain_stream_ns = stream;
+    for (Downstream *d = core->downs, *next; d != NULL; d = next) {
+        Py_INCREF(d);
+        d->last = true;
+        if (d->stream == NULL && d->pending.len == 0)
+            conn_close(&d->conn);
+        else if (d->stream == NULL)
+            d->last = false; /* a head is under way: its answer will say close, like all while draining */
+        next = d->next;
+        Py_DECREF(d);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *core_take_log(Core *core, PyObject *unused)
+{
+    (void)unused;
+    PyObject *lines = PyBytes_FromStringAndSize(core->log, (Py_ssize_t)core->log_len);
+    if (lines != NULL)
+        core->log_len = 0;
+    return lines;
+}
+
+static PyObject *core_count(Core *core, void *which)
+{
+    return PyLong_FromUnsignedLongLong(*(uint64_t *)(void *)((char *)core + (size_t)which));
+}
+
+static PyObject *core_get_access(Core *core, void *unused)
+{
+    (void)unused;
+    return PyBool_FromLong(core->access_log);
+}
+
+static int core_set_access(Core *core, PyObject *value, void *unused)
+{
+    (void)unused;
+    int on = value ? PyObject_IsTrue(value) : -1;
+    if (on < 0) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "access_log is a bool");
+        return -1;
+    }
+    core->access_log = on;
+    return 0;
+}
+
+static PyGetSetDef core_getset[] = {
+    {"in_flight", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_in_flight)},
+    {"connections", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_downs)},
+    {"paused", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_paused)},
+    {"busy", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_busy)},
+    {"idle", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_idle)},
+    {"body_bytes", (getter)core_count, NULL, NULL, (void *)offsetof(Core, body_bytes)},
+    {"calls", (getter)core_count, NULL, NULL, (void *)offsetof(Core, calls)},
+    {"access_log", (getter)core_get_access, (setter)core_set_access, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMethodDef core_methods[] = {
+    {"listen", (PyCFunction)core_listen, METH_O, NULL},
+    {"connect", (PyCFunction)core_connect, METH_VARARGS, NULL},
+    {"tick", (PyCFunction)core_tick, METH_O, NULL},
+    {"drain", (PyCFunction)core_drain, METH_VARARGS, NULL},
+    {"take_log", (PyCFunction)core_take_log, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject Core_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Core",
+    .tp_basicsize = sizeof(Core),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "The data path of one worker.",
+    .tp_new = core_new,
+    .tp_dealloc = (destructor)core_dealloc,
+    .tp_methods = core_methods,
+    .tp_getset = core_getset,
+};

@@ -1,0 +1,287 @@
+/* The native data path: one Core per worker, its connections, and the exchanges on them.
+ *
+ *   downstream bytes -> Downstream (py_downstream.c) -> Stream (py_stream.c) -> the walk, in Python
+ *                          ^                               |
+ *                          +---- relay (py_upstream.c) <---+-- forward -> Upstream
+ *
+ * Everything runs on the worker's event-loop thread. A connection is its transport's protocol, so the transport keeps it
+ * alive; it drops its own reference to the transport in connection_lost. A Stream is owned by its Downstream until it
+ * is settled. None of these types takes part in cyclic garbage collection: every cycle is cut at settle or at
+ * connection_lost, and an object that is never visited costs the collector nothing.
+ */
+#ifndef ASC_PY_CORE_H
+#define ASC_PY_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stddef.h>
+
+#include <openssl/evp.h>
+#include <sys/uio.h>
+
+#include "chunk.h"
+#include "http1.h"
+#include "jsonscan.h"
+#include "meter.h"
+#include "names.h"
+#include "page.h"
+#include "sse.h"
+#include "tls.h"
+#include "wheel.h"
+#include "writer.h"
+
+#define MS 1000000ull
+#define DOWN_READ 65536u     /* bytes of one read from a client */
+#define UP_READ 16384u       /* bytes of one read from an upstream: the bound of what a stalled client leaves in the process */
+#define HEADROOM 32u         /* before every buffer of upstream bytes: room for a chunk-size line */
+#define TAILROOM 16u         /* behind it: room for the end of a chunk and the last chunk */
+#define PIPELINE_MAX 65536u  /* bytes read ahead of a request in flight */
+#define HEADS_MAX 65536u
+#define LOG_MAX (1u << 20)
+#define PROGRESS_NS (1000 * MS) /* how often a stalled client is looked at */
+#define LINGER_NS (2000 * MS)   /* how long a refused client may go on sending (RFC 9112 9.6) */
+#define INFORMATIONAL_MAX 16u   /* 1xx heads before one answer */
+
+typedef struct Core Core;
+typedef struct Listener Listener;
+typedef struct Plan Plan;
+typedef struct Stream Stream;
+typedef struct Downstream Downstream;
+typedef struct Upstream Upstream;
+
+/* Limits by the names of ascproxy.model.node.Limits, milliseconds made nanoseconds. */
+typedef struct {
+    uint64_t tls_handshake, header_timeout, idle_timeout, connection_age, body_idle, body_total, write_stall;
+    uint64_t connection_requests, body_min_rate, max_body, max_bodies, max_connections;
+    http1_limits head;
+    json_limits json;
+} asc_limits;
+
+/* Bytes that are consumed at the front and appended at the back. */
+typedef struct {
+    char *bytes;
+    size_t off, len, cap; /* bytes[off .. off+len) are in use */
+} asc_buffer;
+
+/* A read window that is lent to the transport for one read. */
+typedef struct {
+    PyObject_HEAD
+    char *bytes;
+    Py_ssize_t len;
+} Window;
+
+struct Core {
+    PyObject_HEAD
+    PyObject *on_head, *on_request, *on_reject, *on_response, *on_settle; /* bound methods of the walk */
+    PyObject *page_object;
+    asc_page *page;
+    asc_limits limits;
+    Window *down_window, *up_window, *cipher_window;
+    char *plain;         /* decrypted client bytes, DOWN_READ */
+    char *heads;         /* heads under construction, HEADS_MAX */
+    char *transmit;      /* what is joined for one TLS record, UP_READ */
+    tls_output output;   /* ciphertext on its way to a socket; empty between calls */
+    wheel wheel;
+    http1_head head;     /* the head being parsed; consumed before the next one */
+    json_request *scans[8];
+    unsigned n_scans;
+    EVP_MD *sha256;
+    EVP_MD_CTX *digest;
+    uint64_t random[2];
+    Downstream *downs;   /* list of all downstream connections */
+    uint64_t n_downs, n_in_flight, n_paused, n_busy, n_idle, body_bytes, calls;
+    char *log;
+    size_t log_len;
+    uint64_t date_second;
+    char date[32];       /* IMF-fixdate of date_second */
+    char stamp[24];      /* ISO 8601 of it, without fraction */
+    uint64_t drain_unary_ns, drain_stream_ns;
+    bool draining, access_log;
+};
+
+struct Listener {
+    PyObject_HEAD
+    PyObject *name;
+    PyObject *tls; /* TlsContext or None; read for each new connection */
+    asc_limits limits;
+    bool trusted;
+};
+
+struct Plan {
+    PyObject_HEAD
+    int endpoint;
+    PyObject *head, *secret_prefix, *log; /* bytes */
+    PyObject *secret;                     /* Secret or NULL */
+    PyObject *request_headers, *response_headers; /* Names */
+    PyObject *model;                      /* bytes: a JSON string with its quotes, or NULL */
+    uint8_t scan;
+    uint64_t first_byte_ns, idle_ns, total_ns;
+    uint32_t block;
+};
+
+/* What both kinds of connection share: a transport, a descriptor, perhaps TLS. */
+typedef struct {
+    PyObject_HEAD
+    Core *core;
+    PyObject *transport; /* NULL before connection_made and after connection_lost */
+    int fd;              /* -1 as soon as we close: the number may be anybody's then */
+    tls_conn *tls;
+    wheel_timer timer;
+    uint8_t kind;        /* what the timer means: enum of the connection's file, 0 nothing */
+    bool write_paused;   /* the transport holds bytes of ours: nothing may be sent past it */
+    bool read_paused;
+} Conn;
+
+struct Downstream {
+    Conn conn;
+    Listener *listener;
+    Downstream *next, *prev;
+    Stream *stream;       /* the exchange under way; owned */
+    asc_buffer pending;   /* a partial head, or requests that came early */
+    size_t seen;          /* bytes of pending that were no complete head */
+    uint64_t opened_ns, age_ns, head_ns, requests;
+    uint64_t stall_ns, stall_mark;
+    char peer[72];
+    bool running;         /* inside down_run: do not enter it again */
+    bool last;            /* the exchange under way, or the one just ended, is the last */
+    bool linger;          /* the client may still be sending: drain before closing */
+    bool eof;
+};
+
+enum upstream_state { UP_CONNECTING, UP_HANDSHAKE, UP_READY, UP_CLOSED };
+
+struct Upstream {
+    Conn conn;
+    PyObject *ready_callback; /* until it is called once */
+    PyObject *pool;           /* the pool's own mark */
+    PyObject *server_name;    /* str */
+    PyObject *tls_context;    /* TlsContext or NULL */
+    Stream *stream;           /* borrowed: the exchange that uses it */
+    asc_buffer partial;       /* an incomplete response head, after HEADROOM */
+    size_t seen;
+    struct iovec rest[4];     /* of the request, not yet sent; memory of the stream and its plan */
+    int n_rest;
+    chunk_decoder chunk;
+    uint64_t left, idle_since_ns;
+    int endpoint;
+    uint32_t served;
+    uint8_t state, framing, informational;
+    bool head_done, keep_alive, reusable, surprise;
+};
+
+enum stream_phase {
+    PHASE_BODY,     /* collecting the request */
+    PHASE_DECIDING, /* the walk's turn */
+    PHASE_WAIT,     /* sent, no answer yet */
+    PHASE_RELAY,
+    PHASE_FLUSH,    /* all is written, the client drains */
+    PHASE_DONE,
+};
+
+enum stream_scanner { SCANNER_NONE, SCANNER_JSON, SCANNER_SSE };
+
+struct Stream {
+    PyObject_HEAD
+    Core *core;
+    Downstream *down; /* borrowed; NULL once settled */
+    Listener *listener;
+    Upstream *up;     /* owned */
+    Plan *plan;       /* owned */
+    PyObject *principal, *context, *log, *code, *task; /* the walk's */
+    /* the request: fields and head bytes are copies in one block */
+    http1_field *fields;
+    char *head;
+    uint32_t n_fields, head_len;
+    uint8_t first[HTTP1_N_NAMES];
+    asc_span method, path, query, credential;
+    char request_id[128];
+    uint8_t request_id_len;
+    uint8_t phase, minor, framing, scanner, in_walk;
+    bool parsed, head_method, two_credentials, expect_continue, done, committed, finished, local, held, reused, json_done;
+    uint64_t content_length, body_left, body_limit, body_rate_mark, body_rate_ns, body_started_ns, body_last_ns;
+    chunk_decoder chunk;
+    char *body;
+    size_t body_len, body_cap;
+    json_request *scan;
+    enum json_error json_error;
+    json_fields json;
+    /* the answer */
+    union {
+        sse_scanner sse;
+        json_answer json;
+    } watch;
+    const char *reject, *failure, *outcome;
+    uint16_t status, upstream_status, attempts;
+    bool chunked_out, to_close_out;
+    int64_t usage_in, usage_out;
+    uint8_t finish;
+    uint64_t t_start, t_forward, t_first, t_last, bytes_in, bytes_out;
+    http1_head *held_head; /* during on_response only */
+    const char *held_bytes;
+    size_t head_out; /* bytes of core->heads that go before the first byte of the answer */
+};
+
+extern PyTypeObject Core_Type, Listener_Type, Plan_Type, Names_Type, Stream_Type, Downstream_Type, Upstream_Type, Window_Type;
+
+/* py_conn.c */
+uint64_t asc_now(void);
+bool buffer_append(asc_buffer *b, const char *bytes, size_t len, size_t headroom);
+void buffer_free(asc_buffer *b);
+bool conn_made(Conn *c, PyObject *transport);
+int conn_send(Conn *c, struct iovec *iov, int n); /* all of it leaves or is queued; -1: the connection is going down */
+int conn_flush(Conn *c);
+void conn_close(Conn *c);
+void conn_abort(Conn *c);
+void conn_pause_reading(Conn *c);
+void conn_resume_reading(Conn *c);
+void conn_lost(Conn *c);
+static inline void conn_deadline(Conn *c, uint8_t kind, uint64_t at_ns)
+{
+    c->kind = kind;
+    if (kind)
+        wheel_set(&c->core->wheel, &c->timer, at_ns);
+}
+
+/* py_downstream.c */
+PyObject *downstream_new(Core *core, Listener *listener);
+void down_run(Downstream *d, char *bytes, size_t len);
+void down_settled(Downstream *d);
+void down_cut(Downstream *d, bool reset);
+void down_due(Downstream *d, uint64_t now);
+void down_probe(Downstream *d, uint64_t now);
+
+/* py_stream.c */
+Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head);
+bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *complete);
+void stream_request(Stream *s);
+void stream_walk(Stream *s, PyObject *method);
+void stream_reject(Stream *s, const char *code);
+void stream_failed(Stream *s, const char *failure);
+void stream_gone(Stream *s, const char *outcome);
+void stream_answer(Stream *s, const char *bytes, http1_head *head);
+int stream_relay(Stream *s, char *data, size_t len, bool end);
+void stream_ended(Stream *s, const char *outcome);
+void stream_flushed(Stream *s);
+
+/* py_upstream.c */
+PyObject *upstream_new(Core *core, int endpoint, PyObject *tls, PyObject *server_name, PyObject *ready);
+void up_send_rest(Upstream *u);
+void up_release(Stream *s);                 /* the exchange no longer needs it: closed unless reusable */
+void up_due(Upstream *u, uint64_t now);
+void up_deadline(Upstream *u, Stream *s, uint64_t now, uint64_t wait_ns);
+
+/* py_core.c */
+const char *core_date(Core *core, const char **stamp, unsigned *millis);
+json_request *core_take_scan(Core *core);
+void core_put_scan(Core *core, json_request *scan);
+uint64_t core_random(Core *core);
+
+/* py_plan.c */
+const asc_names *names_of(PyObject *names);
+bool limits_from(asc_limits *limits, PyObject *dict);
+
+/* access.c */
+void access_line(Stream *s, uint64_t now);
+
+#endif

@@ -1,0 +1,601 @@
+/* A client's connection: an asyncio BufferedProtocol that turns bytes into exchanges, one at a time and in order.
+ *
+ * While an exchange is under way the connection keeps reading, so that a FIN is seen at once; what a client sends early
+ * waits in `pending` up to PIPELINE_MAX, then reading pauses and the tick probes the socket instead (a FIN behind a
+ * paused read is invisible).
+ */
+#include "py_core.h"
+
+#include "py_tls.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <linux/sockios.h>
+
+enum down_deadline { DOWN_NONE, DOWN_HANDSHAKE, DOWN_HEADER, DOWN_BODY, DOWN_IDLE, DOWN_STALL, DOWN_LINGER };
+
+PyObject *downstream_new(Core *core, Listener *listener)
+{
+    Downstream *d = PyObject_New(Downstream, &Downstream_Type);
+    if (d == NULL)
+        return NULL;
+    memset((char *)d + sizeof(PyObject), 0, sizeof *d - sizeof(PyObject));
+    d->conn.core = (Core *)Py_NewRef(core);
+    d->conn.fd = -1;
+    d->conn.timer.owner = d;
+    d->listener = (Listener *)Py_NewRef(listener);
+    return (PyObject *)d;
+}
+
+static void down_dealloc(Downstream *d)
+{
+    wheel_set(&d->conn.core->wheel, &d->conn.timer, 0);
+    if (d->conn.tls != NULL)
+        tls_free(d->conn.tls);
+    if (d->stream != NULL) { /* the loop ended with an exchange under way */
+        d->stream->down = NULL;
+        Py_DECREF(d->stream);
+    }
+    Py_XDECREF(d->conn.transport);
+    Py_XDECREF(d->listener);
+    buffer_free(&d->pending);
+    Py_DECREF(d->conn.core);
+    PyObject_Free(d);
+}
+
+/* ---- closing ------------------------------------------------------------------------------------------------------ */
+
+/* Close after everything queued has left. A client that may still be sending is drained for a moment, or the reset that
+ * follows unread bytes would take our answer away from it. */
+static void down_close(Downstream *d)
+{
+    Conn *c = &d->conn;
+    if (c->fd < 0)
+        return;
+    if (!d->linger || d->eof) {
+        conn_close(c);
+        return;
+    }
+    if (c->tls != NULL) {
+        tls_shutdown(c->tls);
+        (void)conn_flush(c);
+    }
+    if (c->fd < 0)
+        return;
+    PyObject *done = PyObject_CallMethod(c->transport, "write_eof", NULL);
+    if (done == NULL) {
+        PyErr_Clear();
+        conn_abort(c);
+        return;
+    }
+    Py_DECREF(done);
+    conn_resume_reading(c);
+    conn_deadline(c, DOWN_LINGER, asc_now() + LINGER_NS);
+}
+
+void down_cut(Downstream *d, bool reset)
+{
+    if (d->conn.fd >= 0 && reset) {
+        struct linger now = {.l_onoff = 1, .l_linger = 0};
+        (void)setsockopt(d->conn.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    }
+    conn_abort(&d->conn);
+}
+
+/* ---- the next request --------------------------------------------------------------------------------------------- */
+
+static void reject_head(Downstream *d, const char *code)
+{
+    Stream *s = stream_new(d, NULL, NULL);
+    if (s == NULL) {
+        PyErr_Clear();
+        down_cut(d, false);
+        return;
+    }
+    d->linger = true;
+    stream_reject(s, code);
+}
+
+static const char *reject_code(uint8_t reject)
+{
+    switch (reject) {
+    case HTTP1_LINE_TOO_LONG:
+        return "uri_too_long";
+    case HTTP1_FIELDS_TOO_LARGE:
+        return "headers_too_large";
+    case HTTP1_BAD_VERSION:
+        return "version_not_supported";
+    default:
+        return "invalid_request";
+    }
+}
+
+/* Begin an exchange from the head at bytes[0..len): bytes used, 0 when the head is not complete. */
+static size_t down_head(Downstream *d, const char *bytes, size_t len, size_t seen)
+{
+    Core *core = d->conn.core;
+    http1_head *head = &core->head;
+    enum http1_result result = http1_parse_request(head, bytes, len, seen, &d->listener->limits.head);
+    if (result == HTTP1_PARTIAL)
+        return 0;
+    if (result == HTTP1_ERROR) {
+        reject_head(d, reject_code(head->reject));
+        return len; /* nothing after a bad head can be trusted to begin a request */
+    }
+    Stream *s = stream_new(d, bytes, head);
+    if (s == NULL) {
+        PyErr_Clear();
+        down_cut(d, false);
+        return len;
+    }
+    return head->head_len;
+}
+
+/* The body of the exchange under way: bytes used. */
+static size_t down_body(Downstream *d, char *bytes, size_t len, bool first)
+{
+    Stream *s = d->stream;
+    Core *core = d->conn.core;
+    size_t used = 0;
+    bool complete = false;
+    if (!stream_take_body(s, bytes, len, &used, &complete)) {
+        d->linger = true;
+        return len;
+    }
+    if (complete) {
+        stream_request(s);
+        return used;
+    }
+    if (first) { /* the rest will take time: may this caller send it at all? */
+        d->linger = true;
+        stream_walk(s, core->on_head);
+        if (d->stream != s || s->phase != PHASE_BODY)
+            return len;
+        if (s->framing == HTTP1_LENGTH && s->content_length > s->body_limit) {
+            stream_reject(s, "body_too_large");
+            return len;
+        }
+        if (s->body_len > s->body_limit) {
+            stream_reject(s, "body_too_large");
+            return len;
+        }
+        if (s->expect_continue && used == 0 && s->body_len == 0) {
+            static const char go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
+            struct iovec iov = {.iov_base = (char *)go_on, .iov_len = sizeof go_on - 1};
+            (void)conn_send(&d->conn, &iov, 1);
+        }
+    }
+    return used;
+}
+
+static void body_deadline(Downstream *d)
+{
+    Stream *s = d->stream;
+    asc_limits *limits = &d->listener->limits;
+    uint64_t at = s->body_last_ns + limits->body_idle;
+    if (s->body_started_ns + limits->body_total < at)
+        at = s->body_started_ns + limits->body_total;
+    if (limits->body_min_rate && s->body_rate_ns + 10000 * MS < at)
+        at = s->body_rate_ns + 10000 * MS;
+    conn_deadline(&d->conn, DOWN_BODY, at);
+}
+
+/* Work through bytes as far as requests may begin. New bytes stand in the caller's buffer, or behind what is pending. */
+void down_run(Downstream *d, char *bytes, size_t len)
+{
+    Conn *c = &d->conn;
+    if (d->running || (d->pending.len && len)) {
+        if (len && !buffer_append(&d->pending, bytes, len, 0)) {
+            down_cut(d, false);
+            return;
+        }
+        if (d->running)
+            return;
+        len = 0;
+    }
+    bool kept = d->pending.len != 0; /* work on pending, else on the caller's buffer */
+    size_t used = 0, seen = d->seen;
+    bool partial = false;
+    Py_INCREF(d);
+    d->running = true;
+    for (;;) {
+        char *at = kept ? d->pending.bytes + d->pending.off : bytes + used;
+        size_t left = kept ? d->pending.len : len - used;
+        size_t took;
+        if (c->fd < 0)
+            break;
+        if (d->stream == NULL) {
+            if (left == 0 || d->last || c->write_paused)
+                break;
+            took = down_head(d, at, left, seen);
+            seen = 0;
+            if (took == 0) {
+                partial = true;
+                break;
+            }
+            d->head_ns = 0; /* the next head has a deadline of its own */
+            if (d->stream != NULL && d->stream->phase == PHASE_BODY) {
+                size_t body = down_body(d, at + took, left - took, true);
+                took += body;
+            }
+        } else if (d->stream->phase == PHASE_BODY) {
+            if (left == 0)
+                break;
+            took = down_body(d, at, left, false);
+        } else {
+            break;
+        }
+        if (kept) {
+            took = took < d->pending.len ? took : d->pending.len;
+            d->pending.off += took;
+            d->pending.len -= took;
+        } else {
+            used += took < left ? took : left;
+        }
+    }
+    d->running = false;
+    if (c->fd >= 0) {
+        if (!kept && used < len && !d->last && !buffer_append(&d->pending, bytes + used, len - used, 0))
+            down_cut(d, false);
+        if (d->pending.len == 0 && d->pending.cap > 16384)
+            buffer_free(&d->pending);
+        d->seen = partial ? d->pending.len : 0;
+        Stream *s = d->stream;
+        if (s == NULL && !d->last)
+            conn_resume_reading(c);
+        if (s != NULL && s->phase == PHASE_BODY) {
+            s->body_last_ns = asc_now();
+            body_deadline(d);
+        } else if (s != NULL) {
+            if (!c->write_paused)
+                c->kind = DOWN_NONE;
+            if (d->pending.len > PIPELINE_MAX)
+                conn_pause_reading(c);
+        } else if (d->last) {
+            down_close(d);
+        } else if (partial) {
+            if (d->head_ns == 0)
+                d->head_ns = asc_now();
+            conn_deadline(c, DOWN_HEADER, d->head_ns + d->listener->limits.header_timeout);
+        } else if (!c->write_paused) {
+            conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
+        }
+    }
+    Py_DECREF(d);
+}
+
+/* The exchange is settled: go on with what waits. */
+void down_settled(Downstream *d)
+{
+    Conn *c = &d->conn;
+    if (c->fd < 0 || d->running)
+        return; /* down_run goes on by itself */
+    if (d->last) {
+        down_close(d);
+        return;
+    }
+    down_run(d, NULL, 0);
+}
+
+/* ---- deadlines ---------------------------------------------------------------------------------------------------- */
+
+/* A number that changes whenever the client takes something: bytes in the transport plus bytes in the kernel. */
+static uint64_t backlog(Downstream *d)
+{
+    int kernel = 0;
+    (void)ioctl(d->conn.fd, SIOCOUTQ, &kernel);
+    uint64_t held = 0;
+    PyObject *size = PyObject_CallMethod(d->conn.transport, "get_write_buffer_size", NULL);
+    if (size != NULL) {
+        held = PyLong_AsUnsignedLongLong(size);
+        Py_DECREF(size);
+    }
+    PyErr_Clear();
+    return held + (uint64_t)kernel;
+}
+
+static void body_due(Downstream *d, uint64_t now)
+{
+    Stream *s = d->stream;
+    asc_limits *limits = &d->listener->limits;
+    bool slow = false;
+    if (limits->body_min_rate && now >= s->body_rate_ns + 10000 * MS) {
+        slow = s->bytes_in - s->body_rate_mark < limits->body_min_rate * 10;
+        s->body_rate_mark = s->bytes_in;
+        s->body_rate_ns = now;
+    }
+    if (slow || now >= s->body_last_ns + limits->body_idle || now >= s->body_started_ns + limits->body_total) {
+        d->linger = true;
+        stream_reject(s, "request_timeout");
+    } else {
+        body_deadline(d);
+    }
+}
+
+void down_due(Downstream *d, uint64_t now)
+{
+    Conn *c = &d->conn;
+    Py_INCREF(d);
+    switch (c->kind) {
+    case DOWN_HANDSHAKE:
+        page_add(c->core->page, PAGE_CELL_TLS_FAILED, 1);
+        conn_abort(c);
+        break;
+    case DOWN_HEADER:
+        d->last = true;
+        reject_head(d, "request_timeout");
+        break;
+    case DOWN_BODY:
+        if (d->stream != NULL && d->stream->phase == PHASE_BODY)
+            body_due(d, now);
+        break;
+    case DOWN_IDLE:
+        if (d->stream == NULL)
+            conn_close(c);
+        break;
+    case DOWN_STALL:
+        if (c->write_paused && c->fd >= 0) {
+            uint64_t mark = backlog(d);
+            if (mark != d->stall_mark) {
+                d->stall_mark = mark;
+                d->stall_ns = now;
+            }
+            if (now >= d->stall_ns + d->listener->limits.write_stall) {
+                down_cut(d, true);
+                if (d->stream != NULL)
+                    stream_gone(d->stream, "write_stall");
+            } else {
+                conn_deadline(c, DOWN_STALL, now + PROGRESS_NS);
+            }
+        }
+        break;
+    case DOWN_LINGER:
+        conn_abort(c);
+        break;
+    default:
+        break;
+    }
+    Py_DECREF(d);
+}
+
+/* Reading is paused: has the client gone meanwhile? */
+void down_probe(Downstream *d, uint64_t now)
+{
+    (void)now;
+    struct tcp_info info;
+    socklen_t len = sizeof info;
+    if (d->conn.fd < 0 || getsockopt(d->conn.fd, IPPROTO_TCP, TCP_INFO, &info, &len) != 0)
+        return; /* a Unix socket: the transport's own writes find out */
+    if (info.tcpi_state != TCP_ESTABLISHED) {
+        down_cut(d, false);
+        if (d->stream != NULL)
+            stream_gone(d->stream, "client_gone");
+    }
+}
+
+/* ---- the protocol ------------------------------------------------------------------------------------------------- */
+
+static void name_peer(Downstream *d)
+{
+    struct sockaddr_storage address;
+    socklen_t len = sizeof address;
+    char host[INET6_ADDRSTRLEN] = "";
+    if (getpeername(d->conn.fd, (struct sockaddr *)&address, &len) != 0)
+        return;
+    if (address.ss_family == AF_INET) {
+        struct sockaddr_in *v4 = (struct sockaddr_in *)&address;
+        inet_ntop(AF_INET, &v4->sin_addr, host, sizeof host);
+        snprintf(d->peer, sizeof d->peer, "%s:%u", host, ntohs(v4->sin_port));
+    } else if (address.ss_family == AF_INET6) {
+        struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&address;
+        inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof host);
+        snprintf(d->peer, sizeof d->peer, "[%s]:%u", host, ntohs(v6->sin6_port));
+    } else {
+        snprintf(d->peer, sizeof d->peer, "unix");
+    }
+}
+
+static PyObject *down_connection_made(Downstream *d, PyObject *transport)
+{
+    Core *core = d->conn.core;
+    if (!conn_made(&d->conn, transport)) {
+        PyErr_Clear();
+        PyObject *done = PyObject_CallMethod(transport, "abort", NULL);
+        if (done == NULL)
+            return NULL;
+        Py_DECREF(done);
+        Py_RETURN_NONE;
+    }
+    d->next = core->downs;
+    d->prev = NULL;
+    if (core->downs != NULL)
+        core->downs->prev = d;
+    core->downs = d;
+    core->n_downs++;
+    page_add(core->page, PAGE_CELL_ACCEPTED, 1);
+    name_peer(d);
+    d->opened_ns = asc_now();
+    /* +-10 %: connections that were opened together do not all end together */
+    uint64_t age = d->listener->limits.connection_age;
+    d->age_ns = age ? age - age / 10 + core_random(core) % (age / 5 + 1) : UINT64_MAX / 2;
+    if (core->n_downs > d->listener->limits.max_connections || core->draining) {
+        conn_abort(&d->conn);
+    } else if (d->listener->tls != Py_None) {
+        d->conn.tls = tls_new_server(asc_tls_context(d->listener->tls), &core->output);
+        if (d->conn.tls == NULL)
+            conn_abort(&d->conn);
+        else
+            conn_deadline(&d->conn, DOWN_HANDSHAKE, d->opened_ns + d->listener->limits.tls_handshake);
+    } else {
+        /* the head deadline runs from the first byte; until then the connection is idle */
+        conn_deadline(&d->conn, DOWN_IDLE, d->opened_ns + d->listener->limits.idle_timeout);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *down_connection_lost(Downstream *d, PyObject *reason)
+{
+    (void)reason;
+    Core *core = d->conn.core;
+    Py_INCREF(d);
+    if (d->stream != NULL)
+        stream_gone(d->stream, "client_gone");
+    if (d->conn.transport != NULL) {
+        if (d->prev != NULL)
+            d->prev->next = d->next;
+        else
+            core->downs = d->next;
+        if (d->next != NULL)
+            d->next->prev = d->prev;
+        core->n_downs--;
+        if (d->conn.write_paused)
+            core->n_paused--;
+    }
+    conn_lost(&d->conn);
+    buffer_free(&d->pending);
+    Py_DECREF(d);
+    Py_RETURN_NONE;
+}
+
+static PyObject *down_get_buffer(Downstream *d, PyObject *hint)
+{
+    (void)hint;
+    return Py_NewRef(d->conn.core->down_window);
+}
+
+static void down_departed(Downstream *d)
+{
+    Stream *s = d->stream;
+    d->eof = true;
+    if (s != NULL && s->phase == PHASE_FLUSH) {
+        d->last = true;
+        return; /* all of the answer is written: let it drain, then close */
+    }
+    conn_close(&d->conn);
+    if (s != NULL)
+        stream_gone(s, "client_gone");
+}
+
+static void down_decrypt(Downstream *d, const char *bytes, size_t len)
+{
+    Conn *c = &d->conn;
+    Core *core = c->core;
+    tls_input(c->tls, bytes, len);
+    while (c->tls != NULL && c->fd >= 0) {
+        int got = tls_read(c->tls, core->plain, DOWN_READ);
+        (void)conn_flush(c);
+        if (c->kind == DOWN_HANDSHAKE && tls_established(c->tls))
+            conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
+        if (got > 0) {
+            if (c->kind != DOWN_LINGER)
+                down_run(d, core->plain, (size_t)got);
+        } else if (got == TLS_WANT) {
+            break;
+        } else if (got == TLS_CLOSED) {
+            down_departed(d);
+            break;
+        } else {
+            if (!tls_established(c->tls))
+                page_add(core->page, PAGE_CELL_TLS_FAILED, 1);
+            /* the alert is on its way: drain before closing, or a reset may overtake it */
+            d->linger = d->last = true;
+            if (d->stream != NULL)
+                stream_gone(d->stream, "client_gone"); /* closes when it settles */
+            else
+                down_close(d);
+            break;
+        }
+    }
+}
+
+static PyObject *down_buffer_updated(Downstream *d, PyObject *count)
+{
+    Py_ssize_t n = PyLong_AsSsize_t(count);
+    if (n < 0 || n > (Py_ssize_t)DOWN_READ) {
+        PyErr_SetString(PyExc_ValueError, "buffer_updated: not a count of the buffer");
+        return NULL;
+    }
+    Core *core = d->conn.core;
+    Py_INCREF(d);
+    if (d->conn.fd >= 0 && n > 0 && d->conn.kind != DOWN_LINGER) {
+        if (d->conn.tls != NULL)
+            down_decrypt(d, core->down_window->bytes, (size_t)n);
+        else
+            down_run(d, core->down_window->bytes, (size_t)n);
+    }
+    Py_DECREF(d);
+    Py_RETURN_NONE;
+}
+
+static PyObject *down_eof_received(Downstream *d, PyObject *unused)
+{
+    (void)unused;
+    Py_INCREF(d);
+    down_departed(d);
+    bool keep = d->stream != NULL && d->conn.fd >= 0;
+    Py_DECREF(d);
+    return PyBool_FromLong(keep);
+}
+
+static PyObject *down_pause_writing(Downstream *d, PyObject *unused)
+{
+    (void)unused;
+    Conn *c = &d->conn;
+    if (!c->write_paused) {
+        c->write_paused = true;
+        c->core->n_paused++;
+        d->stall_ns = asc_now();
+        d->stall_mark = UINT64_MAX;
+        if (c->kind != DOWN_LINGER && c->kind != DOWN_HANDSHAKE)
+            conn_deadline(c, DOWN_STALL, d->stall_ns + PROGRESS_NS);
+        if (d->stream != NULL && d->stream->up != NULL && d->stream->phase == PHASE_RELAY)
+            conn_pause_reading(&d->stream->up->conn);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *down_resume_writing(Downstream *d, PyObject *unused)
+{
+    (void)unused;
+    Conn *c = &d->conn;
+    Py_INCREF(d);
+    if (c->write_paused) {
+        c->write_paused = false;
+        c->core->n_paused--;
+        if (c->kind == DOWN_STALL)
+            c->kind = DOWN_NONE;
+        Stream *s = d->stream;
+        if (s != NULL && s->phase == PHASE_FLUSH)
+            stream_flushed(s);
+        else if (s != NULL && s->up != NULL)
+            conn_resume_reading(&s->up->conn);
+        else if (s == NULL && c->fd >= 0)
+            down_settled(d);
+    }
+    Py_DECREF(d);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef down_methods[] = {
+    {"connection_made", (PyCFunction)down_connection_made, METH_O, NULL},
+    {"connection_lost", (PyCFunction)down_connection_lost, METH_O, NULL},
+    {"get_buffer", (PyCFunction)down_get_buffer, METH_O, NULL},
+    {"buffer_updated", (PyCFunction)down_buffer_updated, METH_O, NULL},
+    {"eof_received", (PyCFunction)down_eof_received, METH_NOARGS, NULL},
+    {"pause_writing", (PyCFunction)down_pause_writing, METH_NOARGS, NULL},
+    {"resume_writing", (PyCFunction)down_resume_writing, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+PyTypeObject Downstream_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Downstream",
+    .tp_basicsize = sizeof(Downstream),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_doc = "A client's connection.",
+    .tp_dealloc = (destructor)down_dealloc,
+    .tp_methods = down_methods,
+};
