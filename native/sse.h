@@ -25,19 +25,27 @@ typedef struct {
                                .reasoning_content, .refusal, text, or any tool_calls; MESSAGES content_block_delta;
                                RESPONSES any *.delta; TGI any token; NONE any data */
     bool progress;          /* set when data (not a comment) was seen in the last feed */
+    uint64_t data_off;      /* offset of the first data byte of the event under way, or of the one that ended last */
+    uint32_t data_lines;    /* how many data lines it has */
     /* private line state */
-    uint8_t state, field, name_len, last_cr;
-    uint8_t done_match;
-    bool has_data;
-    char name[16];
+    uint8_t state, field, name_len, event_len, done_match;
+    bool last_cr, has_data;
+    char name[8];
     char event[40];
-    uint8_t event_len;
 } sse_scanner;
 
 void sse_init(sse_scanner *scanner, enum json_dialect dialect);
 
 /* Watch bytes[0..len). Returns how many events ended in it. */
 unsigned sse_feed(sse_scanner *scanner, const char *bytes, size_t len);
+
+/* As sse_feed, but stop behind the next event: true when one ended at bytes + *consumed (its facts are those of
+ * scanner->json until the next call), false when all bytes were consumed. progress is set here and never reset. */
+bool sse_next(sse_scanner *scanner, const char *bytes, size_t len, size_t *consumed);
+
+/* Where in the stream the usage member of the event that ended last lies (json_facts.usage_off as a stream offset), so that
+ * it can be overwritten with spaces. False when it has none, or when its data is spread over several lines. */
+bool sse_usage(const sse_scanner *scanner, uint64_t *off, uint64_t *len);
 
 /* True when the stream so far ends exactly at an event boundary (a frame may be inserted here). */
 static inline bool sse_at_boundary(const sse_scanner *scanner) { return scanner->boundary == scanner->bytes; }
