@@ -176,14 +176,17 @@ def show_chat(made: dict[str, Any]) -> None:
 
 def show_next(made: dict[str, Any]) -> None:
     """The lines to try in another terminal."""
-    url, key, ca, model = made["https_url"], made["api_key"], shlex.quote(made["ca"]), made["models"][0]
-    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "Hello"}]})
-    python = f"""from openai import OpenAI; import httpx
-client = OpenAI(base_url="{url}/v1", api_key="{key}", http_client=httpx.Client(verify="{made["ca"]}"))
-for chunk in client.chat.completions.create(
-    model="{model}", messages=[dict(role="user", content="Hello")], stream=True
-):
-    print(chunk.choices[0].delta.content or "", end="") if chunk.choices else None"""
+    url, key, ca = made["https_url"], made["api_key"], shlex.quote(made["ca"])
+    chat = {"model": made["models"][0], "messages": [{"role": "user", "content": "Hello"}]}
+    body = json.dumps(chat | {"stream": True})
+    openai = f"""from openai import OpenAI
+for chunk in OpenAI().chat.completions.create(**{json.dumps(chat)}, stream=True):
+    print(chunk.choices[0].delta.content or "" if chunk.choices else "", end="", flush=True)
+print()"""
+    anthropic = f"""from anthropic import Anthropic
+with Anthropic().messages.stream(**{json.dumps(chat)}, max_tokens=48) as stream:
+    for text in stream.text_stream: print(text, end="", flush=True)
+print()"""
     say(f"""
 Try, in another terminal:
 
@@ -194,9 +197,13 @@ curl -N --cacert {ca} {url}/v1/chat/completions \\
 curl --cacert {ca} -H 'Authorization: Bearer {key}' {url}/v1/models
 curl {made["metrics_url"]}/metrics
 
-or with the OpenAI SDK (pip install openai httpx):
+or an SDK, with nothing but its environment set (pip install openai anthropic):
 
-{python}
+export SSL_CERT_FILE={ca}
+export OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY={key}
+export ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY={key}
+python3 -c {shlex.quote(openai)}
+python3 -c {shlex.quote(anthropic)}
 """)
 
 

@@ -105,6 +105,13 @@ def test_it_stays_up_until_interrupted_and_stops_both(tmp_path: Path, runs: list
     model = re.findall(r"model (\S+)", seen)[0]
     answer = driver.stream_chat({"https_url": url, "api_key": key, "ca": ca, "models": [model]})
     assert "".join(answer)
+    lines = seen[seen.index("export SSL_CERT_FILE") : seen.index("Up until")]
+    assert lines.count("python3 -c") == 2
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    tried = subprocess.run(
+        ["bash", "-euc", lines], env={"PATH": path}, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (tried.returncode, len(tried.stdout.splitlines()), all(tried.stdout.splitlines())) == (0, 2, True), tried
     services = children(runs[0].process.pid)
     ports = [
         int(port)
