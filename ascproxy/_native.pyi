@@ -249,11 +249,12 @@ METER_OFFSETS: dict[
     str, int
 ]  # "status", "gateway", "first_token", "between_tokens", "request", "tokens_in", "tokens_out"
 
-class TlsError(Exception): ...
+class TlsError(Exception):
+    """Certificates, keys or CA files that cannot be used: a sentence that names the file and says what to do."""
 
 @final
 class TlsContext:
-    """An OpenSSL context, never changed once made but for its ticket keys."""
+    """An OpenSSL context, never changed once made but for its ticket keys. Paths are PEM files."""
 
     @staticmethod
     def server(
@@ -264,7 +265,11 @@ class TlsContext:
         client_required: bool = True,
         alpn: tuple[bytes, ...] = (b"http/1.1",),
         minimum: str = "1.2",
-    ) -> TlsContext: ...
+    ) -> TlsContext:
+        """``certificate``: the server's own first, then its issuers. ``alpn``: in order of preference; a client that
+        offers others only is refused (alert 120), none at all: ALPN is ignored. ``minimum``: "1.2" or "1.3".
+        Raises TlsError."""
+
     @staticmethod
     def client(
         *,
@@ -272,21 +277,40 @@ class TlsContext:
         certificate: str | None = None,
         key: str | None = None,
         alpn: tuple[bytes, ...] = (b"http/1.1",),
-    ) -> TlsContext: ...
-    def set_ticket_keys(self, keys: tuple[bytes, ...]) -> None: ...
+    ) -> TlsContext:
+        """``ca`` None: the system's store. Raises TlsError."""
+
+    def set_ticket_keys(self, keys: tuple[bytes, ...]) -> None:
+        """Of a server: at most 8 keys of 80 bytes (name 16, AES-256 32, HMAC-SHA-256 32). The first encrypts, all
+        decrypt; a ticket of another than the first is renewed. Without keys there are no tickets and no resumption."""
+
     @property
-    def certificate_info(self) -> dict[str, Any]: ...
+    def certificate_info(self) -> dict[str, Any] | None:
+        """``subject`` (RFC 2253), ``names`` (tuple of DNS names and IP addresses), ``not_before_unix``,
+        ``not_after_unix``, ``fingerprint_sha256`` (hex) of the context's own certificate; None without one."""
+
+class SecretError(Exception):
+    """A credential that cannot be used: a sentence that names the file and says what to do, never the value."""
 
 @final
 class Secret:
-    """A value in the arena. Python cannot read it."""
+    """A value in the arena. Python cannot read, copy or pickle it; it is wiped when the last reference goes."""
 
 @final
 class SecretArena:
-    """Locked, undumpable memory for credentials (DESIGN D14)."""
+    """Locked, undumpable memory for credentials (DESIGN D14). Make it after fork: a child sees zeroes, not secrets."""
 
     def __init__(self, size: int = 65_536) -> None: ...
-    def load(self, path: str) -> Secret: ...
-    def put(self, value: bytearray) -> Secret: ...
+    def load(self, path: str) -> Secret:
+        """Read a regular file of 1 to 16384 visible ASCII characters, a last line end aside. Raises SecretError."""
+
+    def put(self, value: bytearray) -> Secret:
+        """Move a value here, under the same rule, and wipe the bytearray, refused or not. Raises SecretError."""
+
     @property
-    def locked(self) -> bool: ...
+    def locked(self) -> bool:
+        """Whether the memory cannot be swapped out (RLIMIT_MEMLOCK)."""
+
+    @property
+    def used(self) -> int:
+        """Bytes in use, rounded up to 16 for each value."""

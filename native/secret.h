@@ -11,7 +11,7 @@ typedef struct secret_arena secret_arena;
 enum { SECRET_MAX = 16 * 1024 }; /* bytes of one value: it becomes a header field (LIMITS 1) */
 
 typedef struct {
-    char sentence[512];
+    char sentence[2048];
 } secret_problem;
 
 /* An arena of at least `size` bytes (rounded up to pages); NULL with errno when there is no memory. */

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 /* What Mozilla calls intermediate (5.7) without finite-field DHE, which OpenSSL would compute for anyone who asks. */
@@ -98,7 +99,9 @@ static BIO *open_file(const char *what, const char *path, tls_problem *problem)
 {
     errno = 0;
     ERR_clear_error();
-    BIO *bio = BIO_new_file(path, "re");
+    struct stat facts;
+    BIO *bio = stat(path, &facts) == 0 && S_ISDIR(facts.st_mode) ? NULL : BIO_new_file(path, "re");
+    if (bio == NULL && errno == 0) errno = EISDIR;
     if (bio == NULL)
         wrong(problem, "cannot read %s %s: %s; check the path and that this user may read it", what, path,
               strerror(errno));

@@ -21,7 +21,7 @@ typedef struct {
 } tls_files;
 
 typedef struct {
-    char sentence[512];
+    char sentence[2048];
 } tls_problem;
 
 /* NULL when something is wrong: then the problem says which file and what to do. */
