@@ -12,7 +12,6 @@ a FIN from the client must stop generation at once: vLLM takes even a half-close
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 import ssl
@@ -140,7 +139,10 @@ class Server:
         """The bytes that answer ``request``, and whether a model is at work on it."""
         if request.path.startswith("/sim/"):
             return self._plain(self._steer(request), request), False
-        name, failure = self._orders(request)
+        try:
+            name, failure = self._orders(request)
+        except UsageError as error:  # a misspelt failure must not look like a healthy server
+            return self._plain(_problem(400, str(error)), request), False
         if name is not None:
             return self._replay(name, request, continued), False
         if failure is not None and failure.kind in REFUSALS:
@@ -151,7 +153,7 @@ class Server:
         return self._spoiled(answer, request, failure), answer.generates or failure.kind is Kind.HANG
 
     def _orders(self, request: Request) -> tuple[str | None, Failure | None]:
-        """(recording, failure) that the request, or else the settings, ask for."""
+        """(recording, failure) that the request, or else the settings, ask for. Raises UsageError."""
         wire = request.header("x-sim-wire") or request.argument("wire")
         fail = request.header("x-sim-fail")
         if request.body and (wire is None or fail is None):
@@ -160,10 +162,7 @@ class Server:
                 wire = wire or model[5:]
             elif "!" in model:
                 fail = fail or model.partition("!")[2]
-        failure = self.settings.fail
-        if fail is not None:
-            with contextlib.suppress(UsageError):
-                failure = Failure.parse(fail)
+        failure = self.settings.fail if fail is None else Failure.parse(fail)
         return wire or self.settings.wire, failure
 
     def _plain(self, answer: Answer, request: Request) -> Reply:

@@ -25,7 +25,9 @@ class Options:
         default=16,
         metadata={"help": "Tokens of an answer, unless the request asks for fewer (or for more with ignore_eos)."},
     )
-    rate: float = field(default=100.0, metadata={"help": "Tokens per second and choice; 0 means as fast as possible."})
+    rate: float = field(
+        default=100.0, metadata={"help": "Tokens per second of one answer; 0 means as fast as possible."}
+    )
     api_key_file: Path | None = field(
         default=None, metadata={"help": "File whose first line is the API key that callers must send."}
     )

@@ -217,11 +217,16 @@ class VLLM:
         for name in required.get(path, ()):
             if name not in body:
                 _invalid("missing", f"body.{name}", "Field required", f"<dict of {len(body)} items>")
-        if "messages" in body and not isinstance(body["messages"], list):
-            _invalid("list_type", "body.messages", "Input should be a valid list", str(body["messages"])[:40])
+        for name in ("messages", "tools"):
+            if name in body and not isinstance(body[name], list) and (name == "messages" or body[name] is not None):
+                _invalid("list_type", f"body.{name}", "Input should be a valid list", str(body[name])[:40])
         _check_number(body, "temperature")
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens", "n"):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             _check_integer(body, name)
+        _check_integer(body, "n", 1, 128)
+        _check_integer(body, "top_logprobs", 0, 20)
+        if path == "/v1/completions":  # a number there, a switch in chat
+            _check_integer(body, "logprobs", 0, 20)
         model = body.get("model")
         if model is None:
             return self._settings.models[0]
@@ -434,7 +439,8 @@ class VLLM:
     def _messages(self, job: Job) -> Answer:
         limit = self._limit(job, "max_tokens")
         tokens = self._fits(text.conversation_tokens(job.body["messages"], job.body.get("system")))
-        tool, plan = self._called(job, None, _messages_choice(job.body))
+        # A tool call that is cut off would be no valid input; an aborted answer is text.
+        tool, plan = self._called(job, None, None if job.abort else _messages_choice(job.body))
         message = messages.Message(
             id=f"chatcmpl-{self._request_id(job)}",
             model=job.model,
@@ -585,12 +591,15 @@ def _check_number(body: dict[str, Any], name: str) -> None:
         raise Refusal(400, message, "BadRequestError", name)
 
 
-def _check_integer(body: dict[str, Any], name: str) -> None:
+def _check_integer(body: dict[str, Any], name: str, least: int | None = None, most: int | None = None) -> None:
     value = body.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
         _invalid("int_type", f"body.{name}", "Input should be a valid integer", str(value)[:40])
-    if name == "n" and isinstance(value, int) and not 1 <= value <= 128:
-        raise Refusal(400, f"n must be at least 1, got {value}. (parameter=n, value={value})", "BadRequestError", "n")
+    if least is None or most is None or value is None:
+        return
+    if not least <= value <= most:
+        message = f"{name} must be between {least} and {most}, got {value}. (parameter={name}, value={value})"
+        raise Refusal(400, message, "BadRequestError", name)
 
 
 def _stream_options(body: dict[str, Any], *, stream: bool) -> tuple[bool, bool]:

@@ -1,6 +1,8 @@
 """The simulator's request reader: each case whole, byte by byte, and with the next request behind it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ascproxy.sim.request import Malformed, Reader, Request
 
@@ -75,6 +77,19 @@ def test_with_the_next_request_behind(case: str) -> None:
     assert facts(reader.next()) == wanted
     assert reader.pending
     assert facts(reader.next()) == ("GET", "/next", "", b"")
+
+
+@given(st.lists(st.sampled_from(sorted(GOOD)), min_size=1, max_size=4), st.data())
+def test_split_anywhere(cases: list[str], data: st.DataObject) -> None:
+    raw = b"".join(GOOD[case][0] for case in cases)
+    cuts = data.draw(st.lists(st.integers(0, len(raw)), max_size=6).map(sorted))
+    reader, found = Reader(), []
+    for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True):
+        reader.feed(raw[start:end])
+        while (request := reader.next()) is not None:
+            found.append(facts(request))
+    assert found == [GOOD[case][1] for case in cases]
+    assert not reader.pending
 
 
 @pytest.mark.parametrize("raw", BAD)
