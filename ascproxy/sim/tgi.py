@@ -527,7 +527,8 @@ def _forced_call(body: dict[str, Any]) -> tuple[str, object] | None:
     """(name, schema of the arguments) of the tool that the request forces."""
     choice = body.get("tool_choice")
     tools = body.get("tools")
-    functions = [t["function"] for t in tools or () if isinstance(t, dict) and isinstance(t.get("function"), dict)]
+    listed = tools if isinstance(tools, list) else []
+    functions = [t["function"] for t in listed if isinstance(t, dict) and isinstance(t.get("function"), dict)]
     if not functions:
         return None
     if choice == "required":

@@ -422,6 +422,7 @@ class VLLM:
         else:
             tokens = text.conversation_tokens([{"content": given}], job.body.get("instructions"))
         self._fits(tokens)
+        temperature = job.body.get("temperature")
         response = responses.Response(
             id=f"resp_{self._request_id(job)}",
             message_id=f"msg_{self._new_id()}",
@@ -429,7 +430,7 @@ class VLLM:
             model=job.model,
             input_tokens=tokens,
             plan=self._speech(job, limit),
-            temperature=float(job.body.get("temperature", 1.0)),
+            temperature=float(temperature) if temperature is not None else 1.0,
             max_output_tokens=limit if limit is not None else self._settings.max_model_len - tokens,
         )
         if job.body.get("stream") is True:
