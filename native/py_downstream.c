@@ -245,8 +245,8 @@ void down_run(Downstream *d, char *bytes, size_t len)
             buffer_free(&d->pending);
         d->seen = partial ? d->pending.len : 0;
         Stream *s = d->stream;
-        if (s == NULL && !d->last)
-            conn_resume_reading(c);
+        if ((s == NULL && !d->last) || (s != NULL && s->phase == PHASE_BODY))
+            conn_resume_reading(c); /* the next bytes are wanted */
         if (s != NULL && s->phase == PHASE_BODY) {
             s->body_last_ns = asc_now();
             body_deadline(d);
