@@ -122,7 +122,8 @@ static int send_plain(Conn *c, struct iovec *iov, int n)
         struct msghdr message = {.msg_iov = iov, .msg_iovlen = (size_t)n};
         ssize_t sent;
         do {
-            sent = sendmsg(c->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+            sent = n == 1 ? send(c->fd, iov->iov_base, iov->iov_len, MSG_DONTWAIT | MSG_NOSIGNAL)
+                          : sendmsg(c->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
         } while (sent < 0 && errno == EINTR);
         if (sent < 0) {
             if (errno != EAGAIN && errno != EWOULDBLOCK) {
