@@ -31,6 +31,7 @@ def pins(lock: Path) -> dict[str, tuple[Version, int]]:
 def test_every_declared_dependency_is_pinned_within_its_range() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     runtime = pins(ROOT / "requirements/runtime.txt")
+    assert len({Requirement(line).name.lower() for line in declared}) == len(declared)
     for requirement in map(Requirement, declared):
         version, _ = runtime[requirement.name.lower()]
         assert version in requirement.specifier, requirement
