@@ -24,7 +24,8 @@ Simulate a model server: vLLM's or TGI's wire, without a model.
   ascproxy sim --type tgi --tokens 200 --rate 50\n
   ascproxy sim --fail busy --json\n
   curl --json '{"model": "sim-chat!stall:3", "stream": true, "messages": []}' URL/v1/chat/completions\n
-  curl URL/sim/stats
+  curl URL/sim/stats\n
+  curl -X PUT -d '{"fail": "busy"}' URL/sim/settings
 """
 
 
@@ -54,6 +55,7 @@ def simulate(  # noqa: PLR0917  a command has as many parameters as options
     recordings: Annotated[Path | None, typer.Option(help=_help("recordings"))] = None,
     wire: Annotated[str | None, typer.Option(help=_help("wire"))] = None,
     split: Annotated[int, typer.Option(help=_help("split"))] = DEFAULTS.split,
+    gap: Annotated[float, typer.Option(help=_help("gap"))] = DEFAULTS.gap,
     chunk: Annotated[int, typer.Option(help=_help("chunk"))] = DEFAULTS.chunk,
     max_model_len: Annotated[int, typer.Option(help=_help("max_model_len"))] = DEFAULTS.max_model_len,
     request_ids: Annotated[bool, typer.Option(help=_help("request_ids"))] = DEFAULTS.request_ids,
@@ -79,6 +81,7 @@ def simulate(  # noqa: PLR0917  a command has as many parameters as options
         recordings=recordings,
         wire=wire,
         split=split,
+        gap=gap,
         chunk=chunk,
         max_model_len=max_model_len,
         request_ids=request_ids,

@@ -5,7 +5,8 @@ a FIN from the client must stop generation at once: vLLM takes even a half-close
 
 * ``GET /sim/stats``: what reached the server, see :meth:`ascproxy.sim.stats.Gauges.page`.
 * ``GET /sim/settings``: the settings that can change; ``PUT`` changes those that its JSON body names: ``fail``
-  (KIND[:ARG] or null), ``wire`` (a recording for every request, or null), ``split``, ``chunk``, ``tokens``, ``rate``.
+  (KIND[:ARG] or null), ``wire`` (a recording for every request, or null), ``split``, ``gap``, ``chunk``,
+  ``tokens``, ``rate``.
 * ``GET /sim/wires``: the names of the recordings.
 """
 
@@ -215,6 +216,7 @@ class Server:
             "fail": str(settings.fail) if settings.fail is not None else None,
             "wire": settings.wire,
             "split": settings.split,
+            "gap": settings.gap,
             "chunk": settings.chunk,
             "tokens": settings.tokens,
             "rate": settings.rate,
@@ -260,7 +262,7 @@ def checked(wanted: object) -> dict[str, Any]:
             changes[name] = Failure.parse(value) if value else None
         elif name == "wire" and (value is None or isinstance(value, str)):
             changes[name] = value or None
-        elif (name == "rate" and number and value >= 0) or (
+        elif (name in ("rate", "gap") and number and value >= 0) or (
             name in ("split", "chunk", "tokens") and isinstance(value, int) and number and value >= (name == "tokens")
         ):
             changes[name] = value
@@ -463,7 +465,8 @@ class Connection(asyncio.Protocol):
         self._sent = end
         if self._sent >= len(self._unsent):
             self._unsent, self._sent = b"", 0
-        self._timer = self._loop.call_soon(self._go_on)
+        gap = self._server.settings.gap
+        self._timer = self._loop.call_later(gap, self._go_on) if gap else self._loop.call_soon(self._go_on)
 
     def _finish(self) -> None:
         """The last piece is written: end the answer as it was planned."""

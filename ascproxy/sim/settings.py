@@ -40,6 +40,7 @@ class Options:
         default=0,
         metadata={"help": "Send answers in pieces of this many bytes, one send each; 0 sends whatever is ready."},
     )
+    gap: float = field(default=0.0, metadata={"help": "Seconds between the pieces of --split."})
     chunk: int = field(
         default=0, metadata={"help": "Size in bytes of the HTTP chunks of a stream; 0 makes one chunk of each event."}
     )
@@ -74,6 +75,7 @@ class Settings:
     recordings: Path | None = None
     wire: str | None = None
     split: int = 0
+    gap: float = 0.0
     chunk: int = 0
     max_model_len: int = 131072
     request_ids: bool = True
@@ -89,7 +91,7 @@ def settle(options: Options) -> Settings:
     for name in ("tokens", "max_model_len"):
         if getattr(options, name) < 1:
             findings.append(f"--{name.replace('_', '-')} must be 1 or more")
-    for name in ("rate", "split", "chunk"):
+    for name in ("rate", "split", "gap", "chunk"):
         if getattr(options, name) < 0:
             findings.append(f"--{name} must be 0 or more")
     if not 0 <= options.port <= 65535:
@@ -122,6 +124,7 @@ def settle(options: Options) -> Settings:
         recordings=recordings,
         wire=options.wire,
         split=options.split,
+        gap=options.gap,
         chunk=options.chunk,
         max_model_len=options.max_model_len,
         request_ids=options.request_ids,

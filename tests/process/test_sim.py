@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +21,10 @@ import h11
 import httpx
 import openai
 import pytest
+import trustme
+
+from ascproxy.sim.failure import Kind
+from ascproxy.sim.settings import options
 
 WIRE = Path(__file__).parents[1] / "wire"
 TIMEOUT_S = 10.0
@@ -380,20 +385,6 @@ def test_replay_is_exact_in_pieces_of_any_size(fast: Sim, split: int) -> None:
         fast.set(split=0)
 
 
-def test_split_sends_piece_by_piece(fast: Sim) -> None:
-    """The pieces are apart on the wire: a reader that is quick enough sees reads of the size asked for."""
-    fast.set(split=100)
-    try:
-        with fast.connect() as sock:
-            sock.sendall(post("/", {"model": "wire:chat-stream"}))
-            sizes = []
-            while sum(sizes) < (WIRE / "vllm-chat-stream.response.txt").stat().st_size:
-                sizes.append(len(sock.recv(65536)))
-            assert len(sizes) > 1 and all(size % 100 == 0 for size in sizes[:-1])
-    finally:
-        fast.set(split=0)
-
-
 def test_chunks_of_a_fixed_size(fast: Sim) -> None:
     fast.set(chunk=10)
     try:
@@ -630,3 +621,63 @@ def test_a_wrong_command_line_says_what_to_do(arguments: list[str], code: int, w
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_S)
     assert done.returncode == code and done.stdout == ""
     assert all(word in done.stderr for word in words)
+
+
+def test_the_command_has_the_same_options_and_serves() -> None:
+    """``ascproxy.cli.sim`` on an application of its own has the options of ``python -m ascproxy.sim``."""
+    code = (
+        "import typer; from ascproxy.cli.sim import register\n"
+        "app = typer.Typer(); app.callback()(lambda: None); register(app); app()"
+    )
+    command = [sys.executable, "-c", code, "sim"]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True, timeout=TIMEOUT_S).stdout
+    for name in options():
+        assert f"--{name.replace('_', '-')}" in shown
+    for kind in Kind:
+        assert f"{kind.value}:" in shown
+    process = subprocess.Popen([*command, "--json", "--model", "a", "--model", "b"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        line = json.loads(process.stdout.readline())
+        assert line["models"] == ["a", "b"] and line["pid"] == process.pid
+        assert httpx.get(f"{line['url']}/health", timeout=TIMEOUT_S).status_code == 200
+    finally:
+        process.terminate()
+        assert process.wait(TIMEOUT_S) == 0
+
+
+def test_tls_with_client_certificates(tmp_path: Path) -> None:
+    ca, other = trustme.CA(), trustme.CA()
+    certificate = ca.issue_cert("127.0.0.1")
+    paths = {name: tmp_path / f"{name}.pem" for name in ("chain", "key", "ca")}
+    certificate.cert_chain_pems[0].write_to_path(paths["chain"])
+    certificate.private_key_pem.write_to_path(paths["key"])
+    ca.cert_pem.write_to_path(paths["ca"])
+    given = [
+        *("--tls-certificate", os.fspath(paths["chain"])),
+        *("--tls-key", os.fspath(paths["key"])),
+        *("--tls-client-ca", os.fspath(paths["ca"])),
+    ]
+
+    def client(issuer: trustme.CA | None) -> httpx.Client:
+        context = ssl.create_default_context()
+        ca.configure_trust(context)
+        if issuer is not None:
+            issuer.issue_cert("client@sim").configure_cert(context)
+        return httpx.Client(verify=context, timeout=TIMEOUT_S)
+
+    with running("--rate", "50", "--tokens", "10000", *given) as sim:
+        assert sim.url.startswith("https://127.0.0.1:")
+        with client(ca) as good:
+            body = {"model": "sim-chat", "messages": USER, "max_tokens": 3, "stream": True}
+            assert good.post(f"{sim.url}/v1/chat/completions", json=body).text.endswith("data: [DONE]\n\n")
+            with (
+                client(ca) as leaver,
+                leaver.stream("POST", f"{sim.url}/v1/chat/completions", json={**body, "max_tokens": 5000}) as answer,
+            ):
+                next(answer.iter_lines())
+            until(lambda: good.get(f"{sim.url}/sim/stats").json()["running"] == 0)
+            assert good.get(f"{sim.url}/sim/stats").json()["aborted"] == 1
+        for stranger in (None, other):
+            with client(stranger) as bad, pytest.raises(httpx.TransportError):
+                bad.get(f"{sim.url}/health")

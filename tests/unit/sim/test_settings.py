@@ -27,16 +27,20 @@ def test_all_findings_at_once(tmp_path: Path) -> None:
         fail="nope",
         recordings=tmp_path / "none",
         split=-1,
+        gap=-1,
         tls_key=tmp_path / "k",
         tls_client_ca=tmp_path / "c",
     )
     with pytest.raises(UsageError) as raised:
         settle(wrong)
     text = str(raised.value)
-    named = "--port --type --model --tokens --rate --api-key-file --fail --recordings --split --tls-key --tls-client-ca"
+    named = (
+        "--port --type --model --tokens --rate --api-key-file --fail --recordings --split --gap "
+        "--tls-key --tls-client-ca"
+    )
     for option in named.split():
         assert option in text
-    assert len(text.splitlines()) == 11
+    assert len(text.splitlines()) == 12
 
 
 def test_the_key_is_the_first_line(tmp_path: Path) -> None:
@@ -72,6 +76,6 @@ def test_impossible_changes_are_refused(wanted: object) -> None:
 
 
 def test_changes() -> None:
-    wanted = {"fail": "stall:3", "wire": None, "split": 1, "chunk": 7, "tokens": 1, "rate": 0.5}
+    wanted = {"fail": "stall:3", "wire": None, "split": 1, "gap": 0.25, "chunk": 7, "tokens": 1, "rate": 0.5}
     assert checked(wanted) == {**wanted, "fail": Failure.parse("stall:3")}
     assert checked({"fail": None}) == {"fail": None}
