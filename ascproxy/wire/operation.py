@@ -58,18 +58,18 @@ class Shape:
     """One row of the table.
 
     ``methods`` in the order that ``Allow`` lists them. ``served_by`` are names of provider types
-    (:class:`ascproxy.model.provider.ProviderType`); empty: the gateway answers itself. ``model_in_body``: the body says
-    the model; where it does not, the caller may name it in a header (SEMANTICS 5).
+    (:class:`ascproxy.model.provider.ProviderType`); empty: the gateway answers itself. ``queries`` are the query
+    strings that pass to the upstream as they are, besides none at all (see ``docs/walk.md``).
     """
 
     operation: Operation
-    methods: tuple[str, ...]
+    methods: tuple[bytes, ...]
     path: str
     dialect: Dialect
     served_by: frozenset[str]
     streams: Streams
     scan: Scan
-    model_in_body: bool = True
+    queries: frozenset[bytes] = frozenset()
 
 
 def _post(
@@ -80,10 +80,13 @@ def _post(
     *,
     streams: Streams = Streams.NEVER,
     dialect: Dialect = Dialect.OPENAI,
-    model_in_body: bool = True,
+    queries: frozenset[bytes] = frozenset(),
 ) -> Shape:
-    return Shape(operation, ("POST",), path, dialect, frozenset(served_by.split()), streams, scan, model_in_body)
+    return Shape(operation, (b"POST",), path, dialect, frozenset(served_by.split()), streams, scan, queries)
 
+
+# Anthropic's SDKs mark their beta interface in the query; the header anthropic-beta says what it means.
+_BETA = frozenset({b"beta=true"})
 
 # What each type serves: vLLM 0.32.0 as recorded, TGI 3.3.6 from its source (POST /tokenize takes ``inputs`` there),
 # OpenAI and Anthropic from their references. /tokenize and /detokenize are vLLM's first, hence OpenAI's error shape.
@@ -104,13 +107,19 @@ OPERATIONS: dict[Operation, Shape] = {
             Scan.MESSAGES,
             streams=Streams.ASKED,
             dialect=Dialect.ANTHROPIC,
+            queries=_BETA,
         ),
         _post(
-            Operation.COUNT_TOKENS, "/v1/messages/count_tokens", "vllm anthropic", Scan.NONE, dialect=Dialect.ANTHROPIC
+            Operation.COUNT_TOKENS,
+            "/v1/messages/count_tokens",
+            "vllm anthropic",
+            Scan.NONE,
+            dialect=Dialect.ANTHROPIC,
+            queries=_BETA,
         ),
-        _post(Operation.TOKENIZE, "/tokenize", "vllm tgi", Scan.NONE, model_in_body=False),
-        _post(Operation.DETOKENIZE, "/detokenize", "vllm", Scan.NONE, model_in_body=False),
-        _post(Operation.GENERATE, "/generate", "tgi", Scan.TGI, dialect=Dialect.TGI, model_in_body=False),
+        _post(Operation.TOKENIZE, "/tokenize", "vllm tgi", Scan.NONE),
+        _post(Operation.DETOKENIZE, "/detokenize", "vllm", Scan.NONE),
+        _post(Operation.GENERATE, "/generate", "tgi", Scan.TGI, dialect=Dialect.TGI),
         _post(
             Operation.GENERATE_STREAM,
             "/generate_stream",
@@ -118,17 +127,15 @@ OPERATIONS: dict[Operation, Shape] = {
             Scan.TGI,
             streams=Streams.ALWAYS,
             dialect=Dialect.TGI,
-            model_in_body=False,
         ),
         Shape(
             Operation.MODELS,
-            ("GET", "HEAD"),
+            (b"GET", b"HEAD"),
             "/v1/models",
             Dialect.OPENAI,
             frozenset(),
             Streams.NEVER,
             Scan.NONE,
-            False,
         ),
     )
 }

@@ -1,0 +1,179 @@
+"""Opening a connection to an endpoint that the configuration names, and to nothing else.
+
+Names are resolved once per connection and the address that was checked is the one connected to (LIMITS 2: no second
+look-up that could answer differently). The socket is made here, because its receive buffer must be bounded before it
+connects: that is what a client that stops reading leaves in the kernel (DESIGN 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import TYPE_CHECKING, Any
+
+from ascproxy.errors import AscproxyError
+
+if TYPE_CHECKING:
+    from ascproxy._native import TlsContext, Upstream
+
+RECEIVE_BUFFER = 128 * 1024  # the kernel doubles it: 256 KiB of a stalled stream
+
+Factory = Callable[[int, "TlsContext | None", str, Callable[["Upstream", str], None]], Callable[[], Any]]
+
+
+class ConnectError(AscproxyError):
+    """No connection: nothing was sent. The sentence names the address, so it is for the log and not for callers."""
+
+
+class ConnectTimeout(ConnectError):
+    """No connection within its deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to connect and how. ``host`` is a name or an address without brackets; ``server_name`` is what the
+    certificate must be for; ``tls`` None means plaintext."""
+
+    endpoint: int
+    host: str
+    port: int
+    tls: TlsContext | None
+    server_name: str
+    connect_ms: int
+    tls_ms: int
+
+
+def forbidden(ip: IPv4Address | IPv6Address) -> str:
+    """Why a *name* may not lead to ``ip``, or "". Model servers live in private networks, so those are allowed; a
+    cloud's metadata service (link-local) is what a poisoned name would point at. An address that the configuration
+    spells out is the operator's word and not asked here."""
+    if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+        ip = ip.ipv4_mapped
+    if ip.is_link_local:
+        return "a link-local address"
+    if ip.is_multicast or ip == IPv4Address("255.255.255.255"):
+        return "a multicast or broadcast address"
+    if ip.is_unspecified:
+        return "the unspecified address"
+    return ""
+
+
+class Connector:
+    """Opens connections on ``loop``. ``factory`` is ``Core.connect``."""
+
+    __slots__ = ("_factory", "_loop")
+
+    def __init__(self, loop: AbstractEventLoop, factory: Factory) -> None:
+        self._loop = loop
+        self._factory = factory
+
+    async def connect(self, address: Address, within_ms: int) -> Upstream:
+        """A connection that is ready to carry a request, TLS included. ``within_ms`` bounds it besides the address's
+        own deadlines. Raises :class:`ConnectError`. When cancelled, nothing is left open."""
+        where = f"{address.host}:{address.port}"
+        try:
+            async with asyncio.timeout(min(address.connect_ms, within_ms) / 1000):
+                sock = await self._socket(address, where)
+        except TimeoutError as error:
+            raise ConnectTimeout(f"{where} did not accept a connection within {address.connect_ms} ms") from error
+        return await self._ready(sock, address, where, within_ms)
+
+    async def _socket(self, address: Address, where: str) -> socket.socket:
+        refused: ConnectError | None = None
+        for family, target in await self._resolve(address, where):
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                await self._loop.sock_connect(sock, target)
+            except OSError as error:
+                sock.close()
+                refused = ConnectError(f"{where} refused the connection: {_sentence(error)}")
+                refused.__cause__ = error
+            except asyncio.CancelledError:
+                sock.close()
+                raise
+            else:
+                return sock
+        raise refused if refused is not None else ConnectError(f"{where} has no address")
+
+    async def _resolve(self, address: Address, where: str) -> list[tuple[int, Any]]:
+        try:
+            literal = ip_address(address.host)
+        except ValueError:
+            pass
+        else:
+            family = socket.AF_INET if literal.version == 4 else socket.AF_INET6
+            return [(family, (address.host, address.port))]
+        try:
+            found = await self._loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise ConnectError(f"{where} cannot be resolved: {_sentence(error)}") from error
+        targets: list[tuple[int, Any]] = []
+        why = ""
+        for family, _, _, _, target in found:
+            reason = forbidden(ip_address(str(target[0]).partition("%")[0]))
+            if reason:
+                why = f"{where} leads to {target[0]}, {reason}: name that address in the configuration if it is meant"
+            else:
+                targets.append((family, target))
+        if not targets and why:
+            raise ConnectError(why)
+        return targets
+
+    async def _ready(self, sock: socket.socket, address: Address, where: str, within_ms: int) -> Upstream:
+        outcome: asyncio.Future[tuple[Upstream, str]] = self._loop.create_future()
+
+        def ready(upstream: Upstream, reason: str) -> None:
+            if not outcome.done():
+                outcome.set_result((upstream, reason))
+            elif not reason:
+                upstream.close()  # nobody waits any more
+
+        factory = self._factory(address.endpoint, address.tls, address.server_name, ready)
+        transport = await self._transport(factory, sock, where)
+        try:
+            async with asyncio.timeout(min(address.tls_ms, within_ms) / 1000):
+                upstream, reason = await outcome
+        except TimeoutError as error:
+            transport.abort()
+            raise ConnectTimeout(f"{where} did not finish the TLS handshake within {address.tls_ms} ms") from error
+        except asyncio.CancelledError:
+            transport.abort()
+            raise
+        if reason:
+            raise ConnectError(f"{where}: {reason}")
+        if not upstream.ready:  # closed between the call of ready and now
+            raise ConnectError(f"{where} closed the connection at once")
+        return upstream
+
+    async def _transport(self, factory: Callable[[], Any], sock: socket.socket, where: str) -> Any:
+        # Never cancelled half-way: uvloop then closes the handle without connection_lost, and the protocol would keep a
+        # descriptor number that is not its own any more. The socket is connected, so this takes two turns of the loop.
+        making = self._loop.create_task(self._loop.create_connection(factory, sock=sock))
+        try:
+            transport, _ = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_abort)
+            raise
+        except OSError as error:
+            sock.close()
+            raise ConnectError(f"{where}: {_sentence(error)}") from error
+        return transport
+
+
+def _abort(making: asyncio.Task[Any]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result()[0].abort()
+
+
+def _sentence(error: OSError) -> str:
+    """What went wrong, without the call that asyncio names in its place."""
+    if isinstance(error, socket.gaierror) or error.errno is None:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
