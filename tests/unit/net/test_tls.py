@@ -9,6 +9,7 @@ import itertools
 import ssl
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -222,7 +223,7 @@ def test_a_server_certificate_is_no_client_certificate(pki: Pki) -> None:
 
 
 def test_misuse_of_the_native_type(pki: Pki) -> None:
-    files = {"certificate": str(pki.certificate), "key": str(pki.key)}
+    files: dict[str, Any] = {"certificate": str(pki.certificate), "key": str(pki.key)}
     with pytest.raises(TypeError):
         TlsContext()
     with pytest.raises(TypeError, match="needs certificate and key"):
