@@ -38,8 +38,7 @@ class Kind(IntEnum):
     RELEASE = 7  # to a worker: stop accepting on that slot's sockets; {"slot"}
     DRAIN = 8  # to a worker: finish and exit; {"unary_ms", "stream_ms"}
     LOAD = 9  # to control: check and compile the configuration; DONE comes with the snapshot's descriptor
-    SERVE = 10  # to control, with snapshot and sockets: this revision is in force; {"run_dir", ...}
-    STOP = 11  # to control: the service is draining
+    SERVE = 10  # to control, with snapshot in force, first snapshot, two sockets: serve this; {"run_dir"}
 
 
 class FrameError(AscproxyError):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import argparse
 import gc
-import mmap
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot
+from ascproxy.net import memfile
 from ascproxy.net.mailbox import Frame, Kind, Mailbox
 from ascproxy.supervisor import child
 from ascproxy.supervisor.child import Child
@@ -25,7 +25,8 @@ from ascproxy.supervisor.loop import Supervisor
 from ascproxy.telemetry.log import Log
 
 LOAD_TIMEOUT_MS = 60_000
-WORKER = "ascproxy.worker.process:run"
+WORKER = "ascproxy.worker.datapath:run"
+CONTROL = "ascproxy.control"
 
 
 class StartError(AscproxyError):
@@ -41,13 +42,14 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser = argparse.ArgumentParser(prog="ascproxy.supervisor")
     parser.add_argument("config")
     parser.add_argument("--worker", default=WORKER, metavar="MODULE:FUNCTION", help="what runs in each slot")
+    parser.add_argument("--control", default=CONTROL, metavar="MODULE", help="what runs as control")
     options = parser.parse_args(arguments)
     log = Log("supervisor")
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop runs, a signal just ends us, and children follow
 
     def start_control() -> tuple[Child, Mailbox]:
         ours, theirs = Mailbox.pair()
-        command = ["-m", "ascproxy.control", "--config", options.config, "--fd", str(child.MAILBOX_FD)]
+        command = ["-m", options.control, "--config", options.config, "--fd", str(child.MAILBOX_FD)]
         running = child.execute(command, theirs.fileno(), environment)
         theirs.close()
         return running, ours
@@ -63,18 +65,6 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
         sys.stderr.write(f"{error}\n")
         end(control[0])
         return error.exit_code
-    return supervise(holdings, worker, start_control, control, environment, log)
-
-
-def supervise(
-    holdings: Holdings,
-    worker: Callable[..., int],
-    start_control: Callable[[], tuple[Child, Mailbox]],
-    control: tuple[Child, Mailbox],
-    environment: Mapping[str, str],
-    log: Log,
-) -> int:
-    """Run the loop over a heap that workers share: frozen, so that their collectors do not copy it (DESIGN D18)."""
     supervisor = Supervisor(
         holdings=holdings,
         worker=worker,
@@ -84,7 +74,7 @@ def supervise(
         log=log,
     )
     gc.collect()
-    gc.freeze()
+    gc.freeze()  # workers share this heap: their collectors must not copy it (DESIGN D18)
     return supervisor.run()
 
 
@@ -116,8 +106,7 @@ def ask_to_load(control: Child, mailbox: Mailbox) -> Frame:
 def open_holdings(loaded: Frame, environment: Mapping[str, str]) -> Holdings:
     """What the snapshot asks for: run directory and sockets."""
     descriptor = loaded.descriptors[0]
-    with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as memory:
-        found = snapshot.decode(memory[:])
+    found = snapshot.decode(memfile.read(descriptor))
     return Holdings.open(found.node, descriptor, found.revision, environment)
 
 

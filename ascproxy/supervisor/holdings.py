@@ -26,7 +26,8 @@ class Berth:
 
 @dataclass(slots=True)
 class Holdings:
-    """``node`` is the node file as it was at the start; ``snapshot`` the descriptor of the revision in force."""
+    """``node`` is the node file as it was at the start; ``snapshot`` the descriptor of the revision in force,
+    ``boot`` that of the first one: what needs a restart is compared with it."""
 
     node: Node
     run_dir: RunDir
@@ -35,6 +36,7 @@ class Holdings:
     metrics: socket.socket
     control: socket.socket
     snapshot: int
+    boot: int
     revision: str
     slotted: Mapping[str, str]
     berths: list[Berth] = field(default_factory=list)
@@ -56,6 +58,7 @@ class Holdings:
             metrics=listener.bind_alone(node.metrics_address),
             control=listener.bind_unix(str(run_dir.path / CONTROL_SOCKET), 0o600),
             snapshot=snapshot,
+            boot=os.dup(snapshot),
             revision=revision,
             slotted=slotted,
         )

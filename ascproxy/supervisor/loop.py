@@ -285,7 +285,7 @@ class Supervisor:
         adopter, self.fleet.slots[number].adopter = self.fleet.slots[number].adopter, None
         if adopter is not None:
             frame = Frame(Kind.RELEASE, payload={"slot": number})
-            self._command(adopter, frame, lambda reason, _: None)
+            self._command(adopter, frame, lambda *_: None)
 
     def _show_slots(self) -> None:
         """Write what the machines know into the pages, for control to read."""
@@ -417,9 +417,10 @@ class Supervisor:
         """Tell control what is in force, and give it its sockets."""
         frame = Frame(
             Kind.SERVE,
-            payload={"revision": self.holdings.revision},
+            payload={"run_dir": self.holdings.node.run_dir},
             descriptors=(
                 self.holdings.snapshot,
+                self.holdings.boot,
                 self.holdings.metrics.fileno(),
                 self.holdings.control.fileno(),
             ),

@@ -2,9 +2,9 @@
 
 Theory. A slot is wanted or not, and holds at most one process. A process starts, becomes ready once, beats, and exits;
 that it was ready decides what its exit costs: one that served is replaced at once, one that never did is replaced after
-a pause that doubles from 0.1 to 5 s, so that a crash loop does not eat the machine. A process that has been silent for
-10 s is killed, and what follows is its exit. Every pair of state and event has one row in :data:`TABLE`; a pair that is not
-there changes nothing (a late beat of a process that is being killed, say).
+a pause that doubles from 0.1 to 5 s, so that a crash loop does not eat the machine. A process that has been silent
+for 10 s is killed, and what follows is its exit. Each pair of state and event has one row in :data:`TABLE`; a pair that
+is not there changes nothing (a late beat of a process that is being killed, say).
 
 A slot that has accepted once must be accepted for as long as the service lives: its socket stays open and the kernel
 keeps sending it connections. 100 ms after it lost its ready process a ready sibling adopts its sockets, until it is

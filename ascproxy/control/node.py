@@ -1,0 +1,110 @@
+"""The state of this node as its pages tell it: status, liveness, readiness. Read only."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ascproxy import _native
+from ascproxy.clock import monotonic_ns
+from ascproxy.telemetry import metrics
+
+SHARED = "shared.page"
+# The numbers of ascproxy.supervisor.slots.State, a contract between processes; the words are the status document's.
+EMPTY, READY = 0, 3
+STATES = ("stopped", "waiting", "starting", "ready", "draining", "failing", "replacing")
+HEARTBEAT_LIMIT_NS = 10_000_000_000
+SEPARATION = "none"  # all processes run under one user
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether traffic should come here; ``reasons`` say why not."""
+
+    ready: bool
+    revision: str | None
+    workers: int
+    reasons: tuple[str, ...]
+
+
+class Node:
+    """Reads the pages of ``run_dir``. ``now_ns`` is monotonic."""
+
+    def __init__(self, run_dir: Path, now_ns: Callable[[], int] = monotonic_ns) -> None:
+        self.run_dir = run_dir
+        self.now_ns = now_ns
+        self._pages: list[_native.Page] = []
+
+    def pages(self) -> list[_native.Page]:
+        """The pages of all slots, by number: slots are added while the service runs, never removed."""
+        while (self.run_dir / f"slot-{len(self._pages)}.page").exists():
+            self._pages.append(open_page(self.run_dir / f"slot-{len(self._pages)}.page", writable=False))
+        return self._pages
+
+    def status(self, revision: str | None) -> dict[str, Any]:
+        """The document of ``ascproxy status --json``."""
+        workers = [self._worker(slot, page) for slot, page in enumerate(self.pages()) if _load(page, "state") != EMPTY]
+        return {"revision": revision, "separation": SEPARATION, "workers": workers}
+
+    def _worker(self, slot: int, page: _native.Page) -> dict[str, Any]:
+        state = _load(page, "state")
+        return {
+            "slot": slot,
+            "pid": _load(page, "pid") or None,
+            "state": STATES[state] if state < len(STATES) else str(state),
+            "revision": metrics.revision_name(_load(page, "revision")),
+            "restarts": _load(page, "restarts"),
+            "in_flight": _load(page, "in_flight"),
+        }
+
+    def live(self) -> bool:
+        """Whether a worker's heartbeat is younger than 10 s."""
+        now = self.now_ns()
+        beats = [_load(page, "heartbeat_ns") for page in self.pages()]
+        return any(beat and now - beat < HEARTBEAT_LIMIT_NS for beat in beats)
+
+    def readiness(self, revision: str | None) -> Readiness:
+        """Ready: a revision is in force, and a live worker accepts on it."""
+        ready = [page for page in self.pages() if _load(page, "state") == READY and _load(page, "listening")]
+        reasons = []
+        if revision is None:
+            reasons.append("no revision is in force")
+        if not ready:
+            reasons.append("no worker accepts connections")
+        elif not self.live():
+            reasons.append("no worker has ticked within 10 s")
+        return Readiness(not reasons, revision, len(ready), tuple(reasons))
+
+
+class SharedPage:
+    """The shared page; control is the only writer of these cells."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._page = open_page(run_dir / SHARED, writable=True)
+        self._epoch = self._page.series(metrics.KEY_EPOCH, 1)
+        self._revision = self._page.series(metrics.REVISION, 1)
+
+    def bump_key_epoch(self) -> None:
+        """Make every worker forget the keys that it has verified."""
+        self._page.add(self._epoch, 1)
+
+    def set_revision(self, revision: str) -> None:
+        self._page.store(self._revision, metrics.revision_number(revision))
+
+
+def open_page(path: Path, *, writable: bool) -> _native.Page:
+    """Map a page file."""
+    descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    try:
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        return _native.Page(mmap.mmap(descriptor, metrics.PAGE_SIZE, prot=protection))
+    finally:
+        os.close(descriptor)
+
+
+def _load(page: _native.Page, cell: str) -> int:
+    return page.load(_native.Page.CELLS[cell])

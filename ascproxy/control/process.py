@@ -1,0 +1,207 @@
+"""The life of control: commands of the supervisor in, HTTP out. It ends by SIGTERM, or when the supervisor has gone.
+
+LOAD may come before anything is served: it is how the service starts. SERVE says which revision is in force and, the
+first time, brings the two listening sockets, which the supervisor holds, so that a control that is replaced leaves no
+gap in which a probe is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hypercorn.asyncio import serve as hypercorn_serve
+from hypercorn.config import Config
+
+from ascproxy.control import app
+from ascproxy.control.app import Application, Keys, Service
+from ascproxy.control.node import Node, SharedPage
+from ascproxy.errors import AscproxyError
+from ascproxy.model import snapshot as snapshots
+from ascproxy.model.snapshot import Snapshot
+from ascproxy.net import memfile
+from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.telemetry.log import Log
+
+BEAT_S = 1.0
+MAX_FINDINGS_BYTES = 65_536
+STOP_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checked configuration. ``restart``: sentences about what differs from the running node and needs a restart."""
+
+    snapshot: Snapshot
+    warnings: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+
+
+class LoadError(AscproxyError):
+    """The configuration cannot be used; ``findings`` are sentences, ``exit_code`` is the command's."""
+
+    def __init__(self, findings: tuple[str, ...], exit_code: int = 1) -> None:
+        super().__init__("\n".join(findings))
+        self.findings = findings
+        self.exit_code = exit_code
+
+
+Load = Callable[[Snapshot | None], Loaded]  # given the snapshot that the service started with, None at its start
+MakeKeys = Callable[[Snapshot, Callable[[], None]], Keys]  # the second: call it after each write
+
+
+@dataclass(slots=True)
+class Control:
+    """A running control process."""
+
+    mailbox: Mailbox
+    load: Load
+    make_keys: MakeKeys
+    log: Log
+    stop: asyncio.Event
+    service: Service | None = None
+    shared: SharedPage | None = None
+    boot: Snapshot | None = None
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Obey until told to stop."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.stop.set)
+        loop.add_reader(self.mailbox.fileno(), self.read_mailbox)
+        self.start(self.beat())
+        await self.stop.wait()
+        loop.remove_reader(self.mailbox.fileno())
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=STOP_S)
+
+    def start(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.log.error("control ends on an unexpected error", error=repr(error))
+            self.stop.set()
+
+    async def beat(self) -> None:
+        """Tell the supervisor every second that this loop turns."""
+        while not self.stop.is_set():
+            self.mailbox.send(Frame(Kind.BEAT))
+            try:
+                await asyncio.wait_for(self.stop.wait(), BEAT_S)
+            except TimeoutError:
+                continue
+
+    def read_mailbox(self) -> None:
+        """Take every command that waits."""
+        while True:
+            try:
+                frame = self.mailbox.receive()
+            except FrameError as error:
+                self.log.error("not a frame", reason=str(error))
+                continue
+            except EOFError:
+                self.stop.set()
+                return
+            if frame is None:
+                return
+            self.start(self.obey(frame))
+
+    async def obey(self, frame: Frame) -> None:
+        """Carry out one command and acknowledge it."""
+        match frame.kind:
+            case Kind.LOAD:
+                await self.answer_load(frame.request)
+            case Kind.SERVE:
+                try:
+                    self.serve(frame)
+                except (AscproxyError, OSError, LookupError, ValueError) as error:
+                    self.mailbox.send(Frame(Kind.FAILED, frame.request, {"reason": str(error)}))
+                else:
+                    self.mailbox.send(Frame(Kind.DONE, frame.request))
+            case other:
+                self.mailbox.send(Frame(Kind.FAILED, frame.request, {"reason": f"control does not know {other.name}"}))
+
+    async def answer_load(self, request: int) -> None:
+        """Check and compile the configuration on a thread: a beat must not wait for it."""
+        try:
+            loaded = await asyncio.to_thread(self.load, self.boot)
+        except LoadError as error:
+            payload = {"findings": _fitting(error.findings), "exit_code": error.exit_code}
+            self.mailbox.send(Frame(Kind.FAILED, request, payload))
+            return
+        except AscproxyError as error:
+            payload = {"findings": _fitting((str(error),)), "exit_code": error.exit_code}
+            self.mailbox.send(Frame(Kind.FAILED, request, payload))
+            return
+        descriptor = memfile.seal(f"ascproxy-{loaded.snapshot.revision}", snapshots.encode(loaded.snapshot))
+        payload = {
+            "revision": loaded.snapshot.revision,
+            "warnings": _fitting(loaded.warnings),
+            "restart": _fitting(loaded.restart),
+        }
+        self.mailbox.send(Frame(Kind.DONE, request, payload, (descriptor,)))
+        os.close(descriptor)
+
+    def serve(self, frame: Frame) -> None:
+        """Take a revision as the one in force; the first time, start to answer."""
+        snapshot, boot, metrics, local = frame.descriptors
+        try:
+            found = snapshots.decode(memfile.read(snapshot))
+            self.boot = snapshots.decode(memfile.read(boot))
+        finally:
+            os.close(snapshot)
+            os.close(boot)
+        if self.service is None or self.shared is None:
+            run_dir = Path(frame.payload["run_dir"])
+            self.shared = SharedPage(run_dir)
+            self.service = Service(Node(run_dir), self.make_keys(self.boot, self.shared.bump_key_epoch))
+            self.start(self.answer_http(app.public(self.service), metrics))
+            self.start(self.answer_http(app.local(self.service), local))
+        else:
+            os.close(metrics)
+            os.close(local)
+        self.service.revision = found.revision
+        self.shared.set_revision(found.revision)
+
+    async def answer_http(self, application: Application, descriptor: int) -> None:
+        """Serve an application on a socket that listens already."""
+        config = Config()
+        config.bind = [f"fd://{descriptor}"]
+        config.accesslog = None
+        config.errorlog = None
+        config.graceful_timeout = STOP_S / 2
+        config.include_server_header = False
+        config.keep_alive_timeout = 75
+        await hypercorn_serve(application, config, shutdown_trigger=self.stop.wait)  # type: ignore[arg-type]
+
+
+def run(descriptor: int, load: Load, make_keys: MakeKeys) -> int:
+    """Be control, with the mailbox at ``descriptor``. The exit status."""
+
+    async def live() -> None:
+        control = Control(Mailbox.inherited(descriptor), load, make_keys, Log("control"), asyncio.Event())
+        await control.run()
+
+    asyncio.run(live())
+    return 0
+
+
+def _fitting(sentences: tuple[str, ...]) -> list[str]:
+    """As many sentences as a frame holds, and how many more there are."""
+    kept: list[str] = []
+    size = 0
+    for sentence in sentences:
+        size += 2 * len(sentence.encode())
+        if size > MAX_FINDINGS_BYTES and kept:
+            return [*kept, f"and {len(sentences) - len(kept)} more"]
+        kept.append(sentence)
+    return kept

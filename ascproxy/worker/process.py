@@ -1,0 +1,228 @@
+"""The life of a worker: from the fork to its exit. Everything that a request meets is behind :class:`DataPath`.
+
+A worker obeys its mailbox and nothing else: signals of the process group are ignored, and when the supervisor dies the
+kernel kills it. Its sockets were bound before it existed and outlive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import uvloop
+
+from ascproxy import _native
+from ascproxy.clock import monotonic_ns
+from ascproxy.errors import AscproxyError
+from ascproxy.model import snapshot as snapshots
+from ascproxy.model.snapshot import Snapshot
+from ascproxy.net import memfile
+from ascproxy.net.listener import BACKLOG, Bound
+from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.telemetry import metrics
+from ascproxy.telemetry.log import Log
+from ascproxy.worker import accesslog
+
+TICK_S = 0.1
+TICKS_PER_BEAT = 10
+MS = 1_000_000
+
+
+class DataPath(Protocol):
+    """What serves connections. The real one is :class:`ascproxy.worker.datapath.GatewayPath`."""
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        """Use this revision from now on. Raises AscproxyError, with the old one untouched, when it cannot be built."""
+
+    def protocol(self, listener: str) -> Callable[[], Any]:
+        """The protocol factory for connections of a listener. Raises KeyError for a name that the revision lacks."""
+
+    def tick(self, now_ns: int) -> None: ...
+    def drain(self, unary_ns: int, stream_ns: int) -> None: ...
+    def take_log(self) -> bytes: ...
+    async def close(self) -> None: ...
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def connections(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which worker this is, and what it was given. ``snapshot`` is the descriptor of a memory file."""
+
+    slot: int
+    incarnation: int
+    mailbox: Mailbox
+    sockets: tuple[Bound, ...]
+    page: _native.Page
+    shared_page: _native.Page
+    snapshot: int
+    log: Log
+
+
+MakeDataPath = Callable[[asyncio.AbstractEventLoop, Place, Snapshot], DataPath]
+
+
+@dataclass(slots=True)
+class Worker:
+    """A running worker. ``servers`` are by slot, its own and those that it has adopted."""
+
+    place: Place
+    loop: asyncio.AbstractEventLoop
+    path: DataPath
+    sink: accesslog.Sink | None
+    done: asyncio.Event
+    servers: dict[int, list[asyncio.AbstractServer]] = field(default_factory=dict)
+    commands: set[asyncio.Task[None]] = field(default_factory=set)
+    draining: bool = False
+    hard_stop_ns: int = 0
+    _ticks: int = 0
+    _dropped: int = 0
+
+    def tick(self) -> None:
+        """Every 100 ms: deadlines of the data path, access lines, and every tenth time a beat."""
+        now = monotonic_ns()
+        self.path.tick(now)
+        page, cells = self.place.page, _native.Page.CELLS
+        page.store(cells["heartbeat_ns"], now)
+        self.flush_log()
+        if self._ticks % TICKS_PER_BEAT == 0:
+            self.place.mailbox.send(Frame(Kind.BEAT, payload={"in_flight": self.path.in_flight}))
+        self._ticks += 1
+        if self.draining and (self.path.connections == 0 or now >= self.hard_stop_ns):
+            self.done.set()
+            return
+        self.loop.call_later(TICK_S, self.tick)
+
+    def flush_log(self) -> None:
+        """Hand the access lines of the last turns to their sink."""
+        lines = self.path.take_log()
+        if self.sink is None:
+            return
+        self.sink.write(lines)
+        if self.sink.dropped != self._dropped:
+            self.place.page.add(_native.Page.CELLS["log_dropped"], self.sink.dropped - self._dropped)
+            self._dropped = self.sink.dropped
+
+    async def accept(self, slot: int, sockets: Sequence[tuple[str, socket.socket]]) -> None:
+        """Accept on a slot's sockets. They are listening already or start to: the backlog is passed each time."""
+        servers = self.servers.setdefault(slot, [])
+        for name, end in sockets:
+            protocol = self.path.protocol(name)
+            if end.family == socket.AF_UNIX:
+                server = await self.loop.create_unix_server(protocol, sock=end, backlog=BACKLOG)
+            else:
+                server = await self.loop.create_server(protocol, sock=end, backlog=BACKLOG)
+            servers.append(server)
+
+    def stop_accepting(self, slot: int) -> None:
+        for server in self.servers.pop(slot, []):
+            server.close()
+
+    def read_mailbox(self) -> None:
+        """Take every command that waits."""
+        while True:
+            try:
+                frame = self.place.mailbox.receive()
+            except FrameError as error:
+                self.place.log.error("not a frame", reason=str(error))
+                continue
+            except EOFError:
+                self.loop.remove_reader(self.place.mailbox.fileno())
+                return
+            if frame is None:
+                return
+            task = self.loop.create_task(self.obey(frame))
+            self.commands.add(task)
+            task.add_done_callback(self.commands.discard)
+
+    async def obey(self, frame: Frame) -> None:
+        """Carry out one command and acknowledge it."""
+        try:
+            match frame.kind:
+                case Kind.REVISION:
+                    self.take_revision(frame.descriptors[0])
+                case Kind.ADOPT:
+                    names = frame.payload["names"]
+                    ends = [socket.socket(fileno=os.dup(descriptor)) for descriptor in frame.descriptors]
+                    await self.accept(int(frame.payload["slot"]), list(zip(names, ends, strict=True)))
+                case Kind.RELEASE:
+                    self.stop_accepting(int(frame.payload["slot"]))
+                case Kind.DRAIN:
+                    self.drain(int(frame.payload["unary_ms"]), int(frame.payload["stream_ms"]))
+                case other:
+                    raise AscproxyError(f"a worker does not know the command {other.name}")
+        except (AscproxyError, OSError, LookupError, ValueError) as error:
+            self.place.mailbox.send(Frame(Kind.FAILED, frame.request, {"reason": str(error) or type(error).__name__}))
+        else:
+            self.place.mailbox.send(Frame(Kind.DONE, frame.request))
+        finally:
+            for descriptor in frame.descriptors:
+                os.close(descriptor)
+
+    def take_revision(self, descriptor: int) -> None:
+        """Build a revision and use it; on any error the old one stays, and the page says so."""
+        page, cells = self.place.page, _native.Page.CELLS
+        try:
+            found = read_snapshot(descriptor)
+            self.path.adopt(found)
+        except AscproxyError:
+            page.store(cells["revision_failed"], 1)
+            raise
+        page.store(cells["revision"], metrics.revision_number(found.revision))
+        page.store(cells["revision_failed"], 0)
+
+    def drain(self, unary_ms: int, stream_ms: int) -> None:
+        """Accept no more; exit when the last connection is gone, at the latest after the longer time."""
+        for slot in list(self.servers):
+            self.stop_accepting(slot)
+        self.place.page.store(_native.Page.CELLS["listening"], 0)
+        now = monotonic_ns()
+        self.path.drain(now + unary_ms * MS, now + stream_ms * MS)
+        self.hard_stop_ns = now + max(unary_ms, stream_ms) * MS
+        self.draining = True
+
+
+def serve(place: Place, make: MakeDataPath) -> int:
+    """Run a worker on the data path that ``make`` builds, until it has drained. The exit status."""
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(_live(place, loop, make))
+    except AscproxyError as error:
+        place.mailbox.send(Frame(Kind.FAILED, payload={"reason": str(error)}))
+        return 1
+    finally:
+        loop.close()
+    return 0
+
+
+async def _live(place: Place, loop: asyncio.AbstractEventLoop, make: MakeDataPath) -> None:
+    found = read_snapshot(place.snapshot)
+    os.close(place.snapshot)
+    path = make(loop, place, found)
+    path.adopt(found)
+    worker = Worker(place, loop, path, accesslog.open_sink(found.node.access_log), asyncio.Event())
+    cells = _native.Page.CELLS
+    place.page.store(cells["revision"], metrics.revision_number(found.revision))
+    await worker.accept(place.slot, [(bound.name, bound.socket) for bound in place.sockets])
+    place.page.store(cells["listening"], 1)
+    loop.add_reader(place.mailbox.fileno(), worker.read_mailbox)
+    place.mailbox.send(Frame(Kind.READY, payload={"revision": found.revision}))
+    worker.tick()
+    await worker.done.wait()
+    await path.close()
+    worker.flush_log()
+
+
+def read_snapshot(descriptor: int) -> Snapshot:
+    """The snapshot in a sealed memory file. Raises AscproxyError when it holds none."""
+    try:
+        return snapshots.decode(memfile.read(descriptor))
+    except (OSError, ValueError) as error:
+        raise AscproxyError(f"the snapshot cannot be read: {error}") from error

@@ -1,0 +1,113 @@
+"""A worker whose data path is a few lines of asyncio: who answers, on which revision.
+
+Paths of requests make it misbehave: ``/hold`` is not answered until the drain cuts it, ``/late`` is answered at the first
+tick of a drain, ``/stop`` stops the process (SIGSTOP), anything else is answered at once. A tenant of the snapshot
+named ``refused`` makes the revision impossible to build; one named ``crash-N`` makes the worker of slot N exit at its
+start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from ascproxy import _native
+from ascproxy.errors import AscproxyError
+from ascproxy.model.snapshot import Snapshot
+from ascproxy.worker.process import Place, serve
+
+
+class Connection(asyncio.Protocol):
+    def __init__(self, path: EchoPath, listener: str) -> None:
+        self.path = path
+        self.listener = listener
+        self.waiting: bytes | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.path.open.add(self)
+        self.path.accepted += 1
+        self.path.place.page.store(_native.Page.CELLS["accepted"], self.path.accepted)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.path.open.discard(self)
+
+    def data_received(self, data: bytes) -> None:
+        target = data.split(b" ")[1]
+        if target in (b"/hold", b"/late"):
+            self.waiting = target
+        elif target == b"/stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        else:
+            self.answer()
+
+    def answer(self) -> None:
+        place = self.path.place
+        body = orjson.dumps(
+            {
+                "slot": place.slot,
+                "incarnation": place.incarnation,
+                "pid": os.getpid(),
+                "listener": self.listener,
+                "revision": self.path.snapshot.revision,
+                "dumpable": os.stat("/proc/self/environ").st_uid == os.getuid() if os.getuid() else None,
+            }
+        )
+        self.transport.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        self.transport.close()
+
+
+class EchoPath:
+    def __init__(self, loop: asyncio.AbstractEventLoop, place: Place, snapshot: Snapshot) -> None:
+        self.place = place
+        self.snapshot = snapshot
+        self.open: set[Connection] = set()
+        self.accepted = place.page.load(_native.Page.CELLS["accepted"])
+        self.cut_ns: int | None = None
+        if any(tenant.name == f"crash-{place.slot}" for tenant in snapshot.tenants):
+            os._exit(3)
+
+    def adopt(self, snapshot: Snapshot) -> None:
+        if any(tenant.name == "refused" for tenant in snapshot.tenants):
+            raise AscproxyError("the tenant refused cannot be built")
+        self.snapshot = snapshot
+
+    def protocol(self, listener: str) -> Callable[[], Connection]:
+        return lambda: Connection(self, listener)
+
+    def tick(self, now_ns: int) -> None:
+        self.place.page.store(_native.Page.CELLS["in_flight"], self.in_flight)
+        self.place.page.store(_native.Page.CELLS["connections"], self.connections)
+        if self.cut_ns is not None:
+            for connection in list(self.open):
+                if connection.waiting == b"/late":
+                    connection.answer()
+                elif now_ns >= self.cut_ns or connection.waiting is None:
+                    connection.transport.abort()
+
+    def drain(self, unary_ns: int, stream_ns: int) -> None:
+        self.cut_ns = unary_ns
+
+    def take_log(self) -> bytes:
+        return b""
+
+    async def close(self) -> None:
+        for connection in list(self.open):
+            connection.transport.abort()
+
+    @property
+    def in_flight(self) -> int:
+        return sum(connection.waiting is not None for connection in self.open)
+
+    @property
+    def connections(self) -> int:
+        return len(self.open)
+
+
+def run(**given: Any) -> int:
+    return serve(Place(**given), EchoPath)
