@@ -8,6 +8,7 @@ dead worker left unread must be thrown away with :meth:`Mailbox.discard` before 
 
 from __future__ import annotations
 
+import array
 import os
 import socket
 import struct
@@ -113,8 +114,9 @@ class Mailbox:
     def receive(self) -> Frame | None:
         """The next frame, None when there is none. Raises :class:`FrameError`, and EOFError when the peer is gone."""
         try:
-            data, descriptors, flags, _ = socket.recv_fds(
-                self._socket, MAX_FRAME, MAX_DESCRIPTORS, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+            # Not socket.recv_fds: Python 3.11 forgets its flags, and descriptors would survive an exec.
+            data, ancillary, flags, _ = self._socket.recvmsg(
+                MAX_FRAME, socket.CMSG_SPACE(4 * MAX_DESCRIPTORS), socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
             return None
@@ -122,6 +124,7 @@ class Mailbox:
             raise EOFError from error
         if not data:
             raise EOFError
+        descriptors = [number for level, kind, found in ancillary for number in _rights(level, kind, found)]
         try:
             if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
                 raise FrameError("mailbox frame was cut off")
@@ -148,6 +151,13 @@ class Mailbox:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _rights(level: int, kind: int, data: bytes) -> array.array[int]:
+    numbers = array.array("i")
+    if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+        numbers.frombytes(data[: len(data) - len(data) % numbers.itemsize])
+    return numbers
 
 
 def _close(descriptors: Sequence[int]) -> None:

@@ -1,16 +1,15 @@
 """A worker whose data path is a few lines of asyncio: who answers, on which revision.
 
-Paths of requests make it misbehave: ``/hold`` is not answered until the drain cuts it, ``/late`` is answered at the first
-tick of a drain, ``/stop`` stops the process (SIGSTOP), anything else is answered at once. A tenant of the snapshot
-named ``refused`` makes the revision impossible to build; one named ``crash-N`` makes the worker of slot N exit at its
-start.
+Paths of requests: ``/hold`` is not answered until the drain cuts it, ``/late`` is answered at the first tick of a
+drain, anything else at once. A tenant of the snapshot named ``refused`` makes the revision impossible to build; one
+named ``crash-N`` makes the worker of slot N exit at its start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
+import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +40,6 @@ class Connection(asyncio.Protocol):
         target = data.split(b" ")[1]
         if target in (b"/hold", b"/late"):
             self.waiting = target
-        elif target == b"/stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
         else:
             self.answer()
 
@@ -55,7 +52,7 @@ class Connection(asyncio.Protocol):
                 "pid": os.getpid(),
                 "listener": self.listener,
                 "revision": self.path.snapshot.revision,
-                "dumpable": os.stat("/proc/self/environ").st_uid == os.getuid() if os.getuid() else None,
+                "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
             }
         )
         self.transport.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: %d\r\n\r\n" % len(body) + body)

@@ -78,12 +78,20 @@ class UnixConnection(http.client.HTTPConnection):
 class Service:
     """A running supervisor with the echo worker and the plain control."""
 
-    def __init__(self, folder: Path, first: Snapshot, *, environment: dict[str, str] | None = None, **popen: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        first: Snapshot,
+        *,
+        config: bytes | None = None,
+        environment: dict[str, str] | None = None,
+        **popen: Any,
+    ) -> None:
         self.folder = folder
         self.snapshot = first
         self.config = folder / "snapshot.json"
         self.log_file = folder / "log"
-        self.write(first)
+        self.config.write_bytes(encode(first) if config is None else config)
         command = [sys.executable, "-m", "ascproxy.supervisor", str(self.config)]
         command += ["--worker", "tests.kit.echo_worker:run", "--control", "tests.kit.plain_control"]
         with self.log_file.open("wb") as log:

@@ -1,0 +1,50 @@
+"""The run directory: one owner, its own files only, and pages that are repaired."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ascproxy import _native
+from ascproxy.supervisor.rundir import RunDir, RunDirError
+
+
+def test_it_is_private_locked_and_emptied(tmp_path: Path) -> None:
+    first = RunDir(str(tmp_path / "a" / "run"))
+    assert first.path.stat().st_mode & 0o777 == 0o700
+    (first.path / "stale.sock").write_bytes(b"")
+    with pytest.raises(RunDirError, match=r"already running, pid \d+"):
+        RunDir(str(first.path))
+    assert (first.path / "stale.sock").exists()
+    first.close()
+    assert [entry.name for entry in first.path.iterdir()] == ["lock"]
+    RunDir(str(first.path)).close()
+
+
+def test_a_folder_that_is_not_ours_is_not_emptied(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    (tmp_path / "precious").write_text("x")
+    with pytest.raises(RunDirError, match="not ours"):
+        RunDir(str(tmp_path))
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with pytest.raises(RunDirError, match="mode 0700"):
+        RunDir(str(tmp_path))
+
+
+def test_a_damaged_page_starts_anew_and_a_sound_one_is_kept(tmp_path: Path) -> None:
+    run_dir = RunDir(str(tmp_path / "run"))
+    file = run_dir.create_slot_page(3)
+    cell = file.page.series(b"k", 1)
+    file.page.add(cell, 7)
+    assert not run_dir.repair(file, 3)
+    assert file.page.load(cell) == 7
+    file.memory[:64] = b"\xff" * 64
+    assert run_dir.repair(file, 3)
+    assert file.page.records() == []
+    assert file.page.load(_native.Page.CELLS["slot"]) == 3
+    run_dir.close()
