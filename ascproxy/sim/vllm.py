@@ -12,13 +12,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any
 
 import orjson
 
 from ascproxy.sim import chat, embeddings, messages, responses, text
 from ascproxy.sim.answer import Answer, Event, status_line
 from ascproxy.sim.failure import Failure, Kind
+from ascproxy.sim.refusal import (
+    Refusal,
+    check_integer,
+    check_number,
+    error,
+    invalid,
+    invalid_json,
+    stream_options,
+)
 from ascproxy.sim.request import Request
 from ascproxy.sim.settings import Settings
 from ascproxy.sim.stats import Gauges
@@ -43,17 +52,6 @@ vllm:prompt_tokens_total{labels} {prompt}.0
 # TYPE vllm:generation_tokens_total counter
 vllm:generation_tokens_total{labels} {generated}.0
 """
-
-
-class Refusal(Exception):
-    """A request that vLLM answers with an error object."""
-
-    def __init__(self, status: int, message: str, kind: str, param: str | None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.kind = kind
-        self.param = param
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class VLLM:
                 Job(request, body, self._model(body, path), failure is not None and failure.kind is Kind.ABORT)
             )
         except Refusal as refusal:
-            return _error(path, refusal)
+            return error(path, refusal)
 
     def refusal(self, failure: Failure, request: Request) -> Answer:
         """The answer of a server in the state that ``failure`` names, whatever the request."""
@@ -144,12 +142,12 @@ class VLLM:
             case Kind.UNAUTHORIZED:
                 return Answer(401, b'{"error":"Unauthorized"}', bare=True)
             case Kind.BUSY:
-                return _error(request.path, Refusal(503, BUSY, "Service Unavailable", None))
+                return error(request.path, Refusal(503, BUSY, "Service Unavailable", None))
             case Kind.RATE_LIMITED:
-                answer = _error(request.path, Refusal(429, "Too many requests.", "Too Many Requests", None))
+                answer = error(request.path, Refusal(429, "Too many requests.", "Too Many Requests", None))
                 answer.extra = b"retry-after: %d\r\n" % failure.argument
                 return answer
-        return _error(request.path, Refusal(500, DEAD, "InternalServerError", None))
+        return error(request.path, Refusal(500, DEAD, "InternalServerError", None))
 
     def error_events(self, request: Request) -> list[bytes]:
         """The events of a stream whose engine died. On the OpenAI routes with the terminator, as recorded."""
@@ -199,9 +197,9 @@ class VLLM:
         try:
             body = request.document()
         except orjson.JSONDecodeError:
-            _invalid_json(request.body)
+            invalid_json(request.body)
         if not isinstance(body, dict):
-            _invalid("dict_type", "body", "Input should be a valid dictionary", str(body)[:40])
+            invalid("dict_type", "body", "Input should be a valid dictionary", str(body)[:40])
         return body
 
     def _model(self, body: dict[str, Any], path: str) -> str:
@@ -216,17 +214,17 @@ class VLLM:
         }
         for name in required.get(path, ()):
             if name not in body:
-                _invalid("missing", f"body.{name}", "Field required", f"<dict of {len(body)} items>")
+                invalid("missing", f"body.{name}", "Field required", f"<dict of {len(body)} items>")
         for name in ("messages", "tools"):
             if name in body and not isinstance(body[name], list) and (name == "messages" or body[name] is not None):
-                _invalid("list_type", f"body.{name}", "Input should be a valid list", str(body[name])[:40])
-        _check_number(body, "temperature")
+                invalid("list_type", f"body.{name}", "Input should be a valid list", str(body[name])[:40])
+        check_number(body, "temperature")
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-            _check_integer(body, name)
-        _check_integer(body, "n", 1, 128)
-        _check_integer(body, "top_logprobs", 0, 20)
+            check_integer(body, name)
+        check_integer(body, "n", 1, 128)
+        check_integer(body, "top_logprobs", 0, 20)
         if path == "/v1/completions":  # a number there, a switch in chat
-            _check_integer(body, "logprobs", 0, 20)
+            check_integer(body, "logprobs", 0, 20)
         model = body.get("model")
         if model is None:
             return self._settings.models[0]
@@ -280,7 +278,7 @@ class VLLM:
     def _chat(self, job: Job) -> Answer:
         body = job.body
         stream = body.get("stream") is True
-        usage, continuous = _stream_options(body, stream=stream)
+        usage, continuous = stream_options(body, stream=stream)
         limit = self._limit(job, "max_completion_tokens", "max_tokens")
         prompt_tokens = self._fits(text.conversation_tokens(body["messages"]))
         tool, plan = self._called(job, limit, _chat_choice(body))
@@ -329,7 +327,7 @@ class VLLM:
     def _completions(self, job: Job) -> Answer:
         body = job.body
         stream = body.get("stream") is True
-        usage, continuous = _stream_options(body, stream=stream)
+        usage, continuous = stream_options(body, stream=stream)
         limit = self._limit(job, "max_tokens", default=COMPLETION_LIMIT)
         prompts = self._inputs(body["prompt"])
         choices = range(len(prompts) * (body.get("n") or 1))
@@ -367,7 +365,7 @@ class VLLM:
         inputs = self._inputs(job.body["input"])
         wanted = job.body.get("dimensions") or embeddings.DIMENSIONS
         if not isinstance(wanted, int) or not 1 <= wanted <= 8192:
-            _invalid("int_type", "body.dimensions", "Input should be a valid integer", str(wanted)[:40])
+            invalid("int_type", "body.dimensions", "Input should be a valid integer", str(wanted)[:40])
         longest = max(map(text.count, inputs))
         tokens = sum(map(text.count, inputs))
         cut = job.body.get("truncate_prompt_tokens")
@@ -394,9 +392,9 @@ class VLLM:
     def _rerank(self, job: Job) -> Answer:
         query, documents = job.body.get("query"), job.body.get("documents")
         if not isinstance(query, str):
-            _invalid("missing", "body.query", "Field required", f"<dict of {len(job.body)} items>")
+            invalid("missing", "body.query", "Field required", f"<dict of {len(job.body)} items>")
         if not isinstance(documents, list) or not all(isinstance(one, str) for one in documents):
-            _invalid("missing", "body.documents", "Field required", f"<dict of {len(job.body)} items>")
+            invalid("missing", "body.documents", "Field required", f"<dict of {len(job.body)} items>")
         tokens = self._fits(sum(text.count(query) + text.count(one) for one in documents))
         results = [
             {
@@ -473,7 +471,7 @@ class VLLM:
         elif isinstance(job.body.get("prompt"), str):
             said = job.body["prompt"]
         else:
-            _invalid("missing", "body.prompt", "Field required", f"<dict of {len(job.body)} items>")
+            invalid("missing", "body.prompt", "Field required", f"<dict of {len(job.body)} items>")
         ids = self._vocabulary.encode(said)
         strings = text.pieces(said) if job.body.get("return_token_strs") is True else None
         facts = {"count": len(ids), "max_model_len": self._settings.max_model_len, "tokens": ids, "token_strs": strings}
@@ -482,7 +480,7 @@ class VLLM:
     def _detokenize(self, job: Job) -> Answer:
         ids = job.body["tokens"]
         if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-            _invalid("list_type", "body.tokens", "Input should be a valid list", str(ids)[:40])
+            invalid("list_type", "body.tokens", "Input should be a valid list", str(ids)[:40])
         return Answer(body=orjson.dumps({"prompt": self._vocabulary.decode(ids)}))
 
     # -- probes
@@ -542,81 +540,6 @@ def _stream(events: Iterator[Event]) -> Answer:
 
 def _not_allowed(method: bytes) -> Answer:
     return Answer(405, b'{"detail":"Method Not Allowed"}', extra=b"allow: %b\r\n" % method)
-
-
-def _error(path: str, refusal: Refusal) -> Answer:
-    # What fails validation never reaches the Anthropic layer, so it has OpenAI's shape on /v1/messages too.
-    if path.startswith("/v1/messages") and refusal.kind != "Bad Request":
-        shape: dict[str, Any] = {"type": "error", "error": {"type": refusal.kind, "message": refusal.message}}
-    else:
-        members = {"message": refusal.message, "type": refusal.kind, "param": refusal.param, "code": refusal.status}
-        shape = {"error": members}
-    return Answer(refusal.status, orjson.dumps(shape))
-
-
-def _invalid(kind: str, where: str, message: str, given: str) -> NoReturn:
-    finding = f"{{'type': '{kind}', 'loc': '{where}', 'msg': '{message}', 'input': '{given}'}}"
-    raise Refusal(400, f"1 validation error:\n  {finding}", "Bad Request", where)
-
-
-def _invalid_json(body: bytes) -> NoReturn:
-    try:
-        json.loads(body)
-        place, reason = 0, "Invalid JSON"  # the two parsers disagree; orjson is the stricter one
-    except UnicodeDecodeError as error:
-        place, reason = error.start, "There was an error parsing the body"
-    except json.JSONDecodeError as error:
-        place, reason = error.pos, error.msg
-    where = f"body.{place}"
-    finding = (
-        f"'loc': '{where}', 'msg': 'JSON decode error', 'input': '<dict of 0 items>', 'ctx': {{'error': '{reason}'}}"
-    )
-    raise Refusal(400, f"1 validation error:\n  {{'type': 'json_invalid', {finding}}}", "Bad Request", where)
-
-
-def _check_number(body: dict[str, Any], name: str) -> None:
-    value = body.get(name)
-    if value is None:
-        return
-    if isinstance(value, str):
-        _invalid(
-            "float_parsing",
-            f"body.{name}",
-            "Input should be a valid number, unable to parse string as a number",
-            value[:40],
-        )
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        _invalid("float_type", f"body.{name}", "Input should be a valid number", str(value)[:40])
-    if value < 0:
-        message = f"{name} must be non-negative, got {float(value)}. (parameter={name}, value={float(value)})"
-        raise Refusal(400, message, "BadRequestError", name)
-
-
-def _check_integer(body: dict[str, Any], name: str, least: int | None = None, most: int | None = None) -> None:
-    value = body.get(name)
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-        _invalid("int_type", f"body.{name}", "Input should be a valid integer", str(value)[:40])
-    if least is None or most is None or value is None:
-        return
-    if not least <= value <= most:
-        message = f"{name} must be between {least} and {most}, got {value}. (parameter={name}, value={value})"
-        raise Refusal(400, message, "BadRequestError", name)
-
-
-def _stream_options(body: dict[str, Any], *, stream: bool) -> tuple[bool, bool]:
-    """(usage frame at the end, usage in every frame)."""
-    options = body.get("stream_options")
-    if options is None:
-        return False, False
-    if not stream:
-        message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
-        raise Refusal(400, message, "BadRequestError", "stream_options")
-    if not isinstance(options, dict):
-        _invalid(
-            "model_attributes_type", "body.stream_options", "Input should be a valid dictionary", str(options)[:40]
-        )
-    usage = options.get("include_usage") is True
-    return usage, usage and options.get("continuous_usage_stats") is True
 
 
 def _chat_choice(body: dict[str, Any]) -> tuple[str, object, str] | None:

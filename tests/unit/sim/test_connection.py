@@ -8,7 +8,8 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from ascproxy.sim.server import Connection, Server
+from ascproxy.sim.connection import Connection
+from ascproxy.sim.server import Server
 from ascproxy.sim.settings import Settings
 
 WIRE = Path(__file__).parents[2] / "wire"
