@@ -285,6 +285,23 @@ static void addresses(int version)
     }
 }
 
+/* RFC 9525: a common name is no name, even where there is no other. */
+static void common_name_only(int version)
+{
+    identity nameless = make("gateway.example", "email:someone@gateway.example", &authority);
+    SSL_CTX *client = client_context(&authority), *server = server_context(version, false);
+    SSL_CTX_use_certificate(server, nameless.certificate);
+    SSL_CTX_use_PrivateKey(server, nameless.key);
+    pair p = {0};
+    start(&p, client, server, "gateway.example");
+    pump(&p);
+    CHECK_TEXT(tls_error(p.client), "certificate verify failed: hostname mismatch (wanted gateway.example)");
+    part(&p);
+    drop(&nameless);
+    SSL_CTX_free(client);
+    SSL_CTX_free(server);
+}
+
 static void no_client_without_a_name(void)
 {
     SSL_CTX *client = client_context(&authority);
@@ -393,6 +410,70 @@ static void renegotiation(void)
     SSL_CTX_free(server);
 }
 
+/* A server asks our client to renegotiate: it goes on as if nothing had been said, or the server gives up. */
+static void renegotiation_asked_by_a_server(void)
+{
+    SSL_CTX *client = client_context(&authority), *server = server_context(TLS1_2_VERSION, false);
+    tls_output output = {.max = 1 << 20};
+    char got[4096];
+    tls_conn *connection = tls_new_client(client, &output, "gateway.example");
+    raw r = {SSL_new(server), BIO_new(BIO_s_mem()), BIO_new(BIO_s_mem())};
+    SSL_set_bio(r.ssl, r.in, r.out);
+    SSL_set_accept_state(r.ssl);
+    CHECK(tls_handshake(connection) == TLS_WANT);
+    raw_exchange(&r, connection, &output, got, sizeof got);
+    CHECK(tls_established(connection));
+    SSL_renegotiate(r.ssl);
+    SSL_do_handshake(r.ssl);
+    raw_exchange(&r, connection, &output, got, sizeof got);
+    CHECK(SSL_in_init(r.ssl)); /* no second handshake */
+    SSL_free(r.ssl);
+    tls_free(connection);
+    free(output.bytes);
+    SSL_CTX_free(client);
+    SSL_CTX_free(server);
+}
+
+static int long_extension(SSL *ssl, unsigned type, const unsigned char **out, size_t *len, int *alert, void *argument)
+{
+    (void)ssl, (void)type, (void)alert, (void)argument;
+    static const unsigned char padding[800];
+    *out = padding;
+    *len = sizeof padding;
+    return 1;
+}
+
+/* Half of a handshake message after the handshake, and silence: OpenSSL would not write until the rest is there. */
+static void unfinished_message(void)
+{
+    SSL_CTX *client = client_context(&authority), *server = server_context(TLS1_2_VERSION, false);
+    tls_output output = {.max = 1 << 20};
+    char got[4096], hello[4096];
+    /* A ClientHello of more than one record, which has 512 bytes here. */
+    CHECK(SSL_CTX_add_client_custom_ext(client, 65000, long_extension, NULL, NULL, NULL, NULL) == 1);
+    SSL_CTX_set_max_send_fragment(client, 512);
+    tls_conn *connection = tls_new_server(server, &output);
+    raw r = raw_client(client);
+    SSL_do_handshake(r.ssl);
+    raw_exchange(&r, connection, &output, got, sizeof got);
+    CHECK(tls_established(connection));
+    CHECK(tls_write(connection, "x", 1));
+    SSL_renegotiate(r.ssl);
+    SSL_do_handshake(r.ssl);
+    int n = BIO_read(r.out, hello, sizeof hello);
+    int first = 5 + ((unsigned char)hello[3] << 8 | (unsigned char)hello[4]);
+    CHECK(first < n);
+    tls_input(connection, hello, (size_t)first);
+    CHECK(tls_read(connection, got, sizeof got) == TLS_WANT);
+    CHECK(!tls_write(connection, "x", 1));
+    CHECK_TEXT(tls_error(connection), "the peer left a handshake message unfinished");
+    SSL_free(r.ssl);
+    tls_free(connection);
+    free(output.bytes);
+    SSL_CTX_free(client);
+    SSL_CTX_free(server);
+}
+
 static void full_output(int version)
 {
     SSL_CTX *client = client_context(&authority), *server = server_context(version, false);
@@ -470,6 +551,7 @@ int main(void)
         broken_record(versions[i]);
         refusals(versions[i]);
         addresses(versions[i]);
+        common_name_only(versions[i]);
         full_output(versions[i]);
         memory(versions[i]);
     }
@@ -477,6 +559,8 @@ int main(void)
     plain_http();
     key_updates();
     renegotiation();
+    renegotiation_asked_by_a_server();
+    unfinished_message();
     write_before_handshake();
     drop(&authority);
     drop(&other_authority);
