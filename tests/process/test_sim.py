@@ -52,7 +52,7 @@ class Sim:
 
 @contextlib.contextmanager
 def running(*arguments: str) -> Iterator[Sim]:
-    command = [sys.executable, "-m", "ascproxy.sim", "--json", *arguments]
+    command = [sys.executable, "-m", "ascproxy.sim", "--json", "--recordings", os.fspath(WIRE), *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None

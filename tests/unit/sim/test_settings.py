@@ -7,13 +7,13 @@ import pytest
 from ascproxy.errors import UsageError
 from ascproxy.sim.failure import Failure
 from ascproxy.sim.server import checked
-from ascproxy.sim.settings import Options, options, settle
+from ascproxy.sim.settings import CHECKOUT_RECORDINGS, Options, options, settle
 
 
 def test_defaults_are_fine() -> None:
     settings = settle(Options())
     assert (settings.type, settings.models, settings.tokens, settings.rate) == ("vllm", ("sim-chat",), 16, 100.0)
-    assert settings.recordings is not None and settings.recordings.name == "wire"
+    assert settings.recordings == (CHECKOUT_RECORDINGS if CHECKOUT_RECORDINGS.is_dir() else None)
 
 
 def test_all_findings_at_once(tmp_path: Path) -> None:
