@@ -156,7 +156,9 @@ class TestCommands:
 class TestBareMachine:
     """tools/packages and setup.py on a machine that lacks things; programs are stood in for by a folder as PATH."""
 
-    def packages(self, folder: Path, *, user: int, have: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    def packages(
+        self, folder: Path, *, user: int, have: tuple[str, ...], python: str = "python3"
+    ) -> subprocess.CompletedProcess[str]:
         programs = {
             "id": f"echo {user}",
             "apt-get": 'echo "apt-get $*"',
@@ -170,7 +172,7 @@ class TestBareMachine:
         assert shell is not None
         return subprocess.run(
             [shell, ROOT / "tools/packages", "build"],
-            env={"PATH": str(folder)},
+            env={"PATH": str(folder), "PYTHON": python},
             capture_output=True,
             text=True,
             check=False,
@@ -200,6 +202,11 @@ class TestBareMachine:
         done = self.packages(tmp_path, user=0, have=("id", "python3"))
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == "Missing here: gcc openssl-devel. As root: dnf install -y gcc openssl-devel\n"
+
+    def test_an_interpreter_that_is_not_there_is_named_and_not_installed(self, tmp_path: Path) -> None:
+        done = self.packages(tmp_path, user=0, have=("id", "apt-get", "cc"), python="python3.12")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "There is no python3.12 here (PYTHON names the interpreter to use).\n"
 
     def test_a_build_without_compiler_names_the_packages(self, tmp_path: Path) -> None:
         for name in ("setup.py", "pyproject.toml"):
