@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ascproxy.model.node import Node
-from ascproxy.net import listener
+from ascproxy.net import listener, tls
 from ascproxy.net.listener import Bound
 from ascproxy.net.mailbox import Mailbox
+from ascproxy.net.tls import TicketKeys
 from ascproxy.supervisor.rundir import CONTROL_SOCKET, PageFile, RunDir
 
 
@@ -26,8 +27,11 @@ class Berth:
 
 @dataclass(slots=True)
 class Holdings:
-    """``node`` is the node file as it was at the start; ``snapshot`` the descriptor of the revision in force,
-    ``boot`` that of the first one: what needs a restart is compared with it."""
+    """``node`` is the node file as it was at the start; ``snapshot`` the descriptor of the revision in force.
+
+    ``boot`` is that of the first revision: what needs a restart is compared with it. ``tickets`` are for all workers:
+    with keys of its own for each, a session would resume on one of them only.
+    """
 
     node: Node
     run_dir: RunDir
@@ -39,6 +43,7 @@ class Holdings:
     boot: int
     revision: str
     slotted: Mapping[str, str]
+    tickets: TicketKeys = field(default_factory=lambda: tls.fresh(os.urandom))
     berths: list[Berth] = field(default_factory=list)
 
     @classmethod

@@ -17,7 +17,7 @@ from typing import Any
 
 from ascproxy import _native
 from ascproxy.clock import monotonic_ns
-from ascproxy.net import listener
+from ascproxy.net import listener, tls
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
 from ascproxy.supervisor import child
 from ascproxy.supervisor.child import Child
@@ -30,6 +30,7 @@ from ascproxy.telemetry.log import Log
 
 INTERRUPT_DRAIN_MS = 5_000  # SIGINT: somebody is waiting at a terminal
 DRAIN_GRACE_MS = 5_000  # after the last deadline of a drain, workers are killed
+TICKETS_NS = 8 * 3600 * 1000 * MS  # how long a key of session tickets encrypts
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
 CONTROL = -1  # the key of control where slots are keys
 
@@ -81,6 +82,7 @@ class Supervisor:
         self._announced = False
         self._watchdog_ns = monotonic_ns()
         self._started_ns = monotonic_ns()
+        self._rotate_ns = self._started_ns + TICKETS_NS
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
 
@@ -111,7 +113,7 @@ class Supervisor:
 
     def _timeout(self) -> float | None:
         control = self._control_slot.deadline()
-        times = [self.fleet.next_ns(), control[0] if control else None, self._hard_stop_ns]
+        times = [self.fleet.next_ns(), control[0] if control else None, self._hard_stop_ns, self._rotate_ns]
         if self.notifier.watchdog_ns is not None:
             times.append(self._watchdog_ns)
         known = [time for time in times if time is not None]
@@ -128,6 +130,8 @@ class Supervisor:
             self._kill_all()
         if self.fleet.stopping and self.fleet.settled:
             self._carry_out_control(self._control_slot.step(Event.UNWANTED, now))
+        if now >= self._rotate_ns:
+            self._rotate_tickets(now)
         if self.notifier.watchdog_ns is not None and now >= self._watchdog_ns:
             self.notifier.watchdog()
             self._watchdog_ns = now + self.notifier.watchdog_ns
@@ -243,6 +247,7 @@ class Supervisor:
             page=berth.page.page,
             shared_page=self.holdings.shared_page.page,
             snapshot=self.holdings.snapshot,
+            tickets=self.holdings.tickets,
             log=self.log.named(f"worker-{number}"),
         )
 
@@ -485,9 +490,23 @@ class Supervisor:
         self._reload = Reload(str(frame.payload["revision"]), frame.descriptors[0], set(ready))
         if not ready:
             self._on_outcomes(self._reload, (Outcome.FIRST_SUCCESS, Outcome.ALL))  # whoever starts next takes it
+        # A client CA may have changed, and with it who may resume a session: keys that know no earlier ticket.
+        self.holdings.tickets = tls.fresh(os.urandom)
         for number in ready:
-            revision = Frame(Kind.REVISION, descriptors=(self._reload.snapshot,))
-            self._command(number, revision, partial(self._on_revision, number, self._reload))
+            self._command(
+                number, self._revision_frame(self._reload.snapshot), partial(self._on_revision, number, self._reload)
+            )
+
+    def _revision_frame(self, snapshot: int) -> Frame:
+        return Frame(Kind.REVISION, payload={"tickets": self.holdings.tickets.pack().hex()}, descriptors=(snapshot,))
+
+    def _rotate_tickets(self, now: int) -> None:
+        self._rotate_ns = now + TICKETS_NS
+        self.holdings.tickets = tls.rotate(self.holdings.tickets, os.urandom)
+        for slot in self.fleet.slots:
+            if slot.state is State.READY:
+                frame = Frame(Kind.TICKETS, payload={"tickets": self.holdings.tickets.pack().hex()})
+                self._command(slot.number, frame, lambda *_: None)
 
     def _on_revision(self, number: int, reload: Reload, reason: str | None, _: Frame | None) -> None:
         if reason is not None:
@@ -529,8 +548,7 @@ class Supervisor:
         snapshot = self.holdings.snapshot
         if self._reload is None and self._given[number] != snapshot:
             self._given[number] = snapshot
-            frame = Frame(Kind.REVISION, descriptors=(snapshot,))
-            self._command(number, frame, partial(self._on_late_revision, number))
+            self._command(number, self._revision_frame(snapshot), partial(self._on_late_revision, number))
 
     def _on_late_revision(self, number: int, reason: str | None, _: Frame | None) -> None:
         if reason is not None:

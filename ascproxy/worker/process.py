@@ -23,6 +23,7 @@ from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import memfile
 from ascproxy.net.listener import BACKLOG, Bound
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.net.tls import TicketKeys
 from ascproxy.telemetry import metrics
 from ascproxy.telemetry.log import Log
 from ascproxy.worker import accesslog
@@ -35,11 +36,14 @@ MS = 1_000_000
 class DataPath(Protocol):
     """What serves connections. The real one is :class:`ascproxy.worker.datapath.GatewayPath`."""
 
-    def adopt(self, snapshot: Snapshot) -> None:
+    def adopt(self, snapshot: Snapshot, tickets: TicketKeys) -> None:
         """Use this revision from now on. Raises AscproxyError, with the old one untouched, when it cannot be built."""
 
     def protocol(self, listener: str) -> Callable[[], Any]:
         """The protocol factory for connections of a listener. Raises KeyError for a name that the revision lacks."""
+
+    def use_tickets(self, tickets: TicketKeys) -> None:
+        """Seal and open session tickets with these keys."""
 
     def tick(self, now_ns: int) -> None: ...
     def drain(self, unary_ns: int, stream_ns: int) -> None: ...
@@ -62,6 +66,7 @@ class Place:
     page: _native.Page
     shared_page: _native.Page
     snapshot: int
+    tickets: TicketKeys
     log: Log
 
 
@@ -146,7 +151,9 @@ class Worker:
         try:
             match frame.kind:
                 case Kind.REVISION:
-                    self.take_revision(frame.descriptors[0])
+                    self.take_revision(frame.descriptors[0], tickets_in(frame))
+                case Kind.TICKETS:
+                    self.path.use_tickets(tickets_in(frame))
                 case Kind.ADOPT:
                     names = frame.payload["names"]
                     ends = [socket.socket(fileno=os.dup(descriptor)) for descriptor in frame.descriptors]
@@ -165,12 +172,12 @@ class Worker:
             for descriptor in frame.descriptors:
                 os.close(descriptor)
 
-    def take_revision(self, descriptor: int) -> None:
+    def take_revision(self, descriptor: int, tickets: TicketKeys) -> None:
         """Build a revision and use it; on any error the old one stays, and the page says so."""
         page, cells = self.place.page, _native.Page.CELLS
         try:
             found = read_snapshot(descriptor)
-            self.path.adopt(found)
+            self.path.adopt(found, tickets)
         except AscproxyError:
             page.store(cells["revision_failed"], 1)
             raise
@@ -206,7 +213,7 @@ async def _live(place: Place, loop: asyncio.AbstractEventLoop, make: MakeDataPat
     found = read_snapshot(place.snapshot)
     os.close(place.snapshot)
     path = make(loop, place, found)
-    path.adopt(found)
+    path.adopt(found, place.tickets)
     worker = Worker(place, loop, path, accesslog.open_sink(found.node.access_log), asyncio.Event())
     cells = _native.Page.CELLS
     place.page.store(cells["revision"], metrics.revision_number(found.revision))
@@ -218,6 +225,11 @@ async def _live(place: Place, loop: asyncio.AbstractEventLoop, make: MakeDataPat
     await worker.done.wait()
     await path.close()
     worker.flush_log()
+
+
+def tickets_in(frame: Frame) -> TicketKeys:
+    """The keys in a frame. Raises ValueError when there are none."""
+    return TicketKeys.unpack(bytes.fromhex(str(frame.payload.get("tickets", ""))))
 
 
 def read_snapshot(descriptor: int) -> Snapshot:

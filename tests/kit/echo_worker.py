@@ -11,6 +11,7 @@ import asyncio
 import os
 import resource
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -18,6 +19,7 @@ import orjson
 from ascproxy import _native
 from ascproxy.errors import AscproxyError
 from ascproxy.model.snapshot import Snapshot
+from ascproxy.net.tls import TicketKeys
 from ascproxy.worker.process import Place, serve
 
 
@@ -52,6 +54,7 @@ class Connection(asyncio.Protocol):
                 "pid": os.getpid(),
                 "listener": self.listener,
                 "revision": self.path.snapshot.revision,
+                "tickets": sha256(self.path.tickets.pack()).hexdigest(),
                 "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
             }
         )
@@ -69,10 +72,14 @@ class EchoPath:
         if any(tenant.name == f"crash-{place.slot}" for tenant in snapshot.tenants):
             os._exit(3)
 
-    def adopt(self, snapshot: Snapshot) -> None:
+    def use_tickets(self, tickets: TicketKeys) -> None:
+        self.tickets = tickets
+
+    def adopt(self, snapshot: Snapshot, tickets: TicketKeys) -> None:
         if any(tenant.name == "refused" for tenant in snapshot.tenants):
             raise AscproxyError("the tenant refused cannot be built")
         self.snapshot = snapshot
+        self.tickets = tickets
 
     def protocol(self, listener: str) -> Callable[[], Connection]:
         return lambda: Connection(self, listener)

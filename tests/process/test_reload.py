@@ -42,6 +42,16 @@ def test_a_valid_revision_reaches_every_worker_and_replaces_none(service: Servic
     held.close()
 
 
+def test_all_workers_share_ticket_keys_and_a_reload_forgets_them(service: Service) -> None:
+    before = {service.ask()["tickets"] for _ in range(10)}
+    assert len(before) == 1
+    service.reload(revised(service.snapshot, "0000000000b2", "acme"))
+    service.until_logged("reloaded")
+    after = {service.ask()["tickets"] for _ in range(10)}
+    assert len(after) == 1
+    assert after != before
+
+
 def test_a_worker_that_starts_later_has_the_revision_in_force(service: Service) -> None:
     service.reload(revised(service.snapshot, "0000000000b2", "acme"))
     service.until_logged("reloaded")

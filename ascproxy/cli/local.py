@@ -1,0 +1,50 @@
+"""Asking the running service over the control socket in its run directory."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from ascproxy.errors import AscproxyError, NotRunningError
+
+CONTROL_SOCKET = "control.sock"
+TIMEOUT_S = 5.0
+
+
+class LocalConnection(http.client.HTTPConnection):
+    """HTTP over the control socket of a run directory."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = run_dir / CONTROL_SOCKET
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+
+def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
+    """The JSON answer of the service that runs in ``run_dir``.
+
+    Raises :class:`NotRunningError` when none does, and AscproxyError with its reason when it refuses.
+    """
+    connection = LocalConnection(run_dir)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body).encode())
+        response = connection.getresponse()
+        document = json.loads(response.read())
+    except PermissionError as error:
+        raise AscproxyError(f"{run_dir} belongs to another user: run this as the user of the service") from error
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        raise NotRunningError(f"nothing runs in {run_dir}: start it with: ascproxy serve DIR") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise AscproxyError(f"the service in {run_dir} does not answer: {error or type(error).__name__}") from error
+    finally:
+        connection.close()
+    if response.status >= 400:
+        raise AscproxyError(str(document.get("error", response.reason)))
+    return document
