@@ -404,8 +404,8 @@ static void note_alpn(tls_conn *connection)
         connection->alpn = "h2";
     else if (len == 8 && memcmp(name, "http/1.1", 8) == 0)
         connection->alpn = "http/1.1";
-    else if ((connection->alpn_copy = strndup((const char *)name, len)) != NULL)
-        connection->alpn = connection->alpn_copy;
+    else if ((connection->alpn_copy = calloc(1, len + 1u)) != NULL)
+        connection->alpn = memcpy(connection->alpn_copy, name, len);
 }
 
 int tls_handshake(tls_conn *connection)

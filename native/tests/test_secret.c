@@ -1,5 +1,4 @@
 /* units: secret.c */
-/* libs: */
 #include "../secret.h"
 
 #include <signal.h>
