@@ -17,21 +17,20 @@ the request's first byte; while a connection is being made it is kept here.
 
 from __future__ import annotations
 
-import logging
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from ascproxy.gateway.meter import Meter
 from ascproxy.gateway.refusal import refuse
 from ascproxy.gateway.runtime import Course, Leg
+from ascproxy.telemetry.log import Log
 from ascproxy.upstream.balance import choose
 from ascproxy.upstream.connection import ConnectError, Connector
 
 if TYPE_CHECKING:
     from ascproxy._native import Stream
-
-log = logging.getLogger("ascproxy.dispatch")
 
 MS = 1_000_000
 BUDGET_SHARE = 0.1  # retries per request
@@ -120,11 +119,21 @@ class Dispatcher:
     """Sends requests for one worker. ``stream.context`` is its own: a :class:`Leg` while the first attempt is under way
     on a pooled connection, an :class:`Asking` in all other cases."""
 
-    __slots__ = ("_alerted", "_budget", "_connector", "_loop", "_monotonic_ns")
+    __slots__ = ("_alerted", "_budget", "_connector", "_log", "_loop", "_meter", "_monotonic_ns")
 
-    def __init__(self, loop: AbstractEventLoop, connector: Connector, monotonic_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        loop: AbstractEventLoop,
+        connector: Connector,
+        *,
+        meter: Meter,
+        log: Log,
+        monotonic_ns: Callable[[], int],
+    ) -> None:
         self._loop = loop
         self._connector = connector
+        self._meter = meter
+        self._log = log
         self._monotonic_ns = monotonic_ns
         self._budget = Budget()
         self._alerted: dict[str, int] = {}  # provider to the monotonic time of its last alert
@@ -201,7 +210,7 @@ class Dispatcher:
             if following is not None:
                 stream.task = self._loop.create_task(self._connect(stream, asking, following))
         else:
-            refuse(stream, step)
+            self._refuse(stream, step, leg)
 
     def _forward_pooled(self, stream: Stream, asking: Asking, now_ns: int) -> Leg | None:
         """Send over a waiting connection of the present target; the leg that needs a new one where there is none."""
@@ -223,14 +232,14 @@ class Dispatcher:
                 following = await self._connect_once(stream, asking, following)
         except Exception:
             if not stream.done:
-                refuse(stream, "internal_error")
+                self._refuse(stream, "internal_error", leg)
             raise
 
     async def _connect_once(self, stream: Stream, asking: Asking, leg: Leg) -> Leg | None:
         """One attempt to connect and send. The leg to try next, None when the request is on its way or answered."""
         left_ms = (asking.until_ns - self._monotonic_ns()) // MS
         if left_ms <= 0:
-            refuse(stream, Step.TIMEOUT)
+            self._refuse(stream, Step.TIMEOUT, leg)
             return None
         try:
             upstream = await self._connector.connect(leg.address, left_ms)
@@ -247,7 +256,7 @@ class Dispatcher:
     def _not_connected(self, stream: Stream, asking: Asking, leg: Leg, error: ConnectError) -> Leg | None:
         now_ns = self._monotonic_ns()
         if leg.pool.failed(now_ns):
-            log.warning("provider %s: %s", leg.provider, error)
+            self._log.warning("no connection to a provider", provider=leg.provider, reason=str(error))
         if stream.done:
             return None
         step = after_connect(
@@ -260,9 +269,12 @@ class Dispatcher:
         elif step is Step.NEXT:
             asking.index += 1
         else:
-            refuse(stream, step)
+            self._refuse(stream, step, leg)
             return None
         return self._forward_pooled(stream, asking, now_ns)
+
+    def _refuse(self, stream: Stream, code: str, leg: Leg) -> None:
+        refuse(stream, self._meter, code, block=leg.block)
 
     def _may_retry(self, asking: Asking) -> bool:
         return not asking.retried and self._budget.has()
@@ -279,4 +291,4 @@ class Dispatcher:
         last = self._alerted.get(provider)
         if last is None or now_ns - last >= ALERT_NS:
             self._alerted[provider] = now_ns
-            log.error("provider %s refused our credential (%d): renew it and reload", provider, status)
+            self._log.error("a provider refused our credential: renew it and reload", provider=provider, status=status)

@@ -11,8 +11,9 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ascproxy.gateway.meter import NONE, Meter
 from ascproxy.wire import anthropic, openai, tgi
-from ascproxy.wire.operation import Dialect, dialect_of
+from ascproxy.wire.operation import Dialect, at, dialect_of
 
 if TYPE_CHECKING:
     from ascproxy._native import Stream
@@ -171,12 +172,19 @@ def shown(name: bytes) -> str:
     return '"' + "".join(c if c.isprintable() and c not in '"\\<>' else f"\\u{ord(c):04x}" for c in cut) + '"'
 
 
-def refuse(stream: Stream, code: str, *, detail: str = "", headers: bytes = b"", block: int = 0) -> None:
+def refuse(stream: Stream, meter: Meter, code: str, *, detail: str = "", headers: bytes = b"", block: int = 0) -> None:
     """Answer with ``code``, unless the client is gone. ``detail`` completes the message; ``headers`` are further lines;
-    ``block`` counts the answer in that meter block. Raises KeyError for a code that the catalogue does not have."""
+    ``block`` is the meter block that counts the answer, where the request got as far as a route. Raises KeyError for a
+    code that the catalogue does not have."""
     entry = CATALOGUE[code]
     if stream.done:
         return
+    meter.refused(code)
+    shape = at(stream.path) if stream.path is not None else None
+    if stream.attempts:
+        block = 0  # its plan has a block, and counts the status when the exchange is settled
+    elif not block:
+        block = meter.block(stream.listener.name, NONE, NONE, NONE if shape is None else shape.operation)
     lines = [b"content-type: application/json\r\nx-ascproxy-error: ", code.encode(), b"\r\n", entry.headers, headers]
     if not entry.again:
         lines.append(b"x-should-retry: false\r\n")

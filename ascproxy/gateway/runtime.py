@@ -6,11 +6,12 @@ were needed. A request keeps the runtime that it began with through its :class:`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ascproxy.errors import AscproxyError
 from ascproxy.gateway import rewrite
+from ascproxy.gateway.meter import Meter
 from ascproxy.gateway.rewrite import Native
 from ascproxy.gateway.router import Match, Router
 from ascproxy.model.node import Limits
@@ -22,20 +23,29 @@ from ascproxy.upstream.pool import Pool
 if TYPE_CHECKING:
     from ascproxy._native import Listener, Names, Plan, Secret, SecretArena, TlsContext
 
-# (listener, route, provider, operation) to the first cell of its meter block
-BlockOf = Callable[[str, str, str, str], int]
 PoolKey = tuple[str, int, int]  # host, port, pool_idle_ms
 
 
 class Leg:
     """One endpoint of one target of a course: all that asking it takes."""
 
-    __slots__ = ("address", "course", "index", "plan", "pool", "provider")
+    __slots__ = ("address", "block", "course", "index", "plan", "pool", "provider")
 
-    def __init__(self, course: Course, *, index: int, plan: Plan, pool: Pool, address: Address, provider: str) -> None:
+    def __init__(
+        self,
+        course: Course,
+        *,
+        index: int,
+        plan: Plan,
+        block: int,
+        pool: Pool,
+        address: Address,
+        provider: str,
+    ) -> None:
         self.course = course
         self.index = index
         self.plan = plan
+        self.block = block
         self.pool = pool
         self.address = address
         self.provider = provider
@@ -66,7 +76,7 @@ class Runtime:
 
     __slots__ = (
         "_addresses",
-        "_block_of",
+        "_meter",
         "_names",
         "_native",
         "_plaintext",
@@ -88,11 +98,11 @@ class Runtime:
         native: Native,
         arena: SecretArena,
         environ: Mapping[str, str],
-        block_of: BlockOf,
+        meter: Meter,
         before: Runtime | None,
     ) -> None:
         self._native = native
-        self._block_of = block_of
+        self._meter = meter
         self.revision = snapshot.revision
         self.router = Router(snapshot)
         self.limits: dict[str, Limits] = {listener.name: listener.limits for listener in snapshot.node.listeners}
@@ -129,7 +139,7 @@ class Runtime:
             course = Course(match)
             targets = []
             for index, (target, provider) in enumerate(match.targets):
-                block = self._block_of(listener.name, match.route.name, provider.name, match.shape.operation)
+                block = self._meter.block(listener.name, match.route.name, provider.name, match.shape.operation)
                 legs = []
                 for endpoint in provider.endpoints:
                     plan = rewrite.plan(
@@ -144,7 +154,17 @@ class Runtime:
                         block=block,
                     )
                     pool, address = self._addresses[endpoint.id]
-                    legs.append(Leg(course, index=index, plan=plan, pool=pool, address=address, provider=provider.name))
+                    legs.append(
+                        Leg(
+                            course,
+                            index=index,
+                            plan=plan,
+                            block=block,
+                            pool=pool,
+                            address=address,
+                            provider=provider.name,
+                        )
+                    )
                 targets.append(tuple(legs))
             course.targets = tuple(targets)
             self.courses[match, listener, query] = course

@@ -36,6 +36,42 @@ class FakeClock:
         self.wall += ms * MS
 
 
+class FakePage:
+    """A metric page: cells by number, series by key."""
+
+    def __init__(self) -> None:
+        self.cells: dict[int, int] = {}
+        self.keys: dict[bytes, int] = {}
+
+    def series(self, key: bytes, cells: int) -> int:
+        return self.keys.setdefault(key, 1_000 * (len(self.keys) + 1))
+
+    def add(self, cell: int, n: int) -> None:
+        self.cells[cell] = self.cells.get(cell, 0) + n
+
+    def count(self, *labels: str) -> int:
+        """The value of the counter with that key, 0 if there is none."""
+        return self.cells.get(self.keys.get("\0".join(labels).encode(), -1), 0)
+
+    def labels(self, block: int) -> tuple[str, ...]:
+        """What the block is about."""
+        (key,) = (key for key, first in self.keys.items() if first == block)
+        return tuple(key.decode().split("\0"))
+
+
+class FakeLog:
+    """Lines as tuples."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+
+    def warning(self, message: str, **fields: Any) -> None:
+        self.lines.append(("warning", message, fields))
+
+    def error(self, message: str, **fields: Any) -> None:
+        self.lines.append(("error", message, fields))
+
+
 class TlsError(Exception):
     pass
 

@@ -11,8 +11,9 @@ import httpx2
 import openai
 import pytest
 
+from ascproxy.gateway.meter import Meter
 from ascproxy.gateway.refusal import CATALOGUE, page, refuse, shown
-from tests.kit.streams import Answer, FakeClock, FakeCore
+from tests.kit.streams import Answer, FakeClock, FakeCore, FakePage
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +25,7 @@ class Refuses:
         self.code = code
 
     def on_request(self, stream: Any) -> None:
-        refuse(stream, self.code, detail="this and that")
+        refuse(stream, Meter(FakePage()), self.code, detail="this and that")
 
     def on_settle(self, stream: Any) -> None:
         pass
@@ -145,7 +146,7 @@ def test_nobody_is_refused_who_is_gone() -> None:
     core = FakeCore(Refuses("overloaded"), FakeClock())
     stream = core.stream("/v1/models")
     stream.done = True
-    refuse(stream, "overloaded")  # type: ignore[arg-type]
+    refuse(stream, Meter(FakePage()), "overloaded")  # type: ignore[arg-type]
     assert stream.answer is None
 
 
