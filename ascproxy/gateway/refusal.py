@@ -191,7 +191,10 @@ def refuse(stream: Stream, meter: Meter, code: str, *, detail: str = "", headers
     if entry.after is not None:
         lines.append(b"retry-after: %d\r\n" % entry.after)
     message = entry.message.replace("{detail}", detail)
-    body = _ERROR[dialect_of(stream.path)](entry.status, code, message, stream.request_id.decode("ascii"))
+    dialect = dialect_of(stream.path)
+    if dialect is Dialect.ANTHROPIC:  # its SDKs read the id here
+        lines.append(b"request-id: %b\r\n" % stream.request_id)
+    body = _ERROR[dialect](entry.status, code, message, stream.request_id.decode("ascii"))
     stream.respond(entry.status, b"".join(lines), body, code=code, block=block)
 
 

@@ -107,7 +107,7 @@ def test_anthropic_raises_what_it_should_with_message_and_request_id(code: str) 
     assert isinstance(error.body, dict)
     assert error.body["type"] == "error"
     assert error.body["error"]["message"] == entry.message.replace("{detail}", "this and that")
-    assert error.body["request_id"] == "0" * 32
+    assert error.body["request_id"] == error.request_id == "0" * 32
 
 
 @pytest.mark.parametrize("code", CATALOGUE)
