@@ -23,6 +23,7 @@ CFLAGS = [
     "-fno-strict-aliasing",
 ]
 PARSER_BINDINGS = {"py_parsers.c"}
+PARSER_UNITS = {"http1.c", "chunk.c", "jsonscan.c", "sse.c"}
 
 
 def missing_parts(compiler):
@@ -49,6 +50,8 @@ class BuildNative(build_ext):
 def sources(bindings):
     native = ROOT / "native"
     units = sorted(p for p in native.glob("*.c") if not p.name.startswith("py_"))
+    if bindings == PARSER_BINDINGS:
+        units = [u for u in units if u.name in PARSER_UNITS]
     return [str(p.relative_to(ROOT)) for p in units + sorted(native / b for b in bindings)]
 
 
