@@ -1100,16 +1100,18 @@ number:
     {
         const char *run = p;
         unsigned sub = x->sub, class;
+        const uint64_t room = x->max_digits - x->len;
         while (p < end && (class = number_class[(unsigned char)*p])) {
-            if (strict)
+            if (strict) {
+                if ((uint64_t)(p - run) >= room)
+                    FAIL(JSON_NUMBER);
                 sub = number_next[sub][class - 1];
+                if (sub == N_BAD)
+                    FAIL(JSON_SYNTAX);
+            }
             p++;
         }
         x->sub = (uint8_t)sub;
-        if (strict && x->len + (uint64_t)(p - run) > x->max_digits)
-            FAIL(JSON_NUMBER);
-        if (strict && sub == N_BAD)
-            FAIL(JSON_SYNTAX);
         const char *text = run;
         uint64_t text_len = (uint64_t)(p - run);
         if (p == end || x->len > 0) {
@@ -1212,7 +1214,7 @@ void json_request_start(json_request *r, const json_limits *limits, uint64_t see
     if (r->capacity > NAMES_KEPT) {
         free(r->names);
         r->names = NULL;
-        r->capacity = 0;
+        r->capacity = r->n_names = 0;
     }
     if (r->n_names)
         memset(r->names, 0, r->capacity * sizeof *r->names);
