@@ -1,1 +1,1 @@
-"""Who is asking: credentials to principals."""
+"""Who is calling: credentials to principals. Decides nothing about what they may do."""

@@ -1,0 +1,126 @@
+"""The key table: rows survive, revocation is seen by other readers, and what is no store is refused (LIMITS 5)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import lmdb
+import pytest
+
+from ascproxy.model.key import KeyRow
+from ascproxy.store.env import StoreError, open_store
+from ascproxy.store.keys import KeyStore
+
+DOC = Path(__file__).parents[3] / "docs/formats/store.md"
+
+
+def row(key_id: str = "abcdefghijkl", **more: object) -> KeyRow:
+    values: dict = {"tenant": "acme", "secret_sha256": bytes(range(32)), "models": ("llama-*",), "created_ms": 1}
+    return KeyRow(key_id, **(values | more))
+
+
+def test_rows_survive_reopening(tmp_path: Path) -> None:
+    env = open_store(tmp_path, write=True)
+    KeyStore(env).put(row(expires_ms=7, operations=("embeddings",)))
+    env.close()
+    env = open_store(tmp_path, write=False)
+    assert KeyStore(env).get("abcdefghijkl") == row(expires_ms=7, operations=("embeddings",))
+    assert KeyStore(env).get("nosuchkey000") is None
+    env.close()
+
+
+def test_a_reader_that_is_open_sees_what_is_written_later(tmp_path: Path) -> None:
+    """Two processes, as in service: LMDB allows one environment a process."""
+    open_store(tmp_path, write=True).close()
+    down, up = os.pipe(), os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        keys = KeyStore(open_store(tmp_path, write=False))
+        before = keys.get("abcdefghijkl")
+        os.write(up[1], b"r")
+        os.read(down[0], 1)
+        after = keys.get("abcdefghijkl")
+        os._exit(0 if before is None and after == row() else 1)
+    assert os.read(up[0], 1) == b"r"
+    env = open_store(tmp_path, write=True)
+    KeyStore(env).put(row())
+    os.write(down[1], b"w")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    env.close()
+    for fd in (*down, *up):
+        os.close(fd)
+
+
+def test_revoking_keeps_the_first_time(tmp_path: Path) -> None:
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    keys.put(row())
+    assert keys.revoke("abcdefghijkl", 10) == row(revoked_ms=10)
+    assert keys.revoke("abcdefghijkl", 20) == row(revoked_ms=10)
+    assert keys.revoke("nosuchkey000", 20) is None
+    env.close()
+
+
+def test_rows_come_in_order_and_by_tenant(tmp_path: Path) -> None:
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    assert list(keys.rows()) == []
+    for key_id, tenant in (("bbbbbbbbbbbb", "x"), ("aaaaaaaaaaaa", "y"), ("cccccccccccc", "x")):
+        keys.put(row(key_id, tenant=tenant))
+    assert [r.id for r in keys.rows()] == ["aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"]
+    assert [r.id for r in keys.rows("x")] == ["bbbbbbbbbbbb", "cccccccccccc"]
+    env.close()
+
+
+def test_modes_keep_others_out(tmp_path: Path) -> None:
+    open_store(tmp_path / "state", write=True).close()
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "state/store.lmdb/data.mdb").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_store_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="ascproxy init"):
+        open_store(tmp_path, write=False)
+
+
+def test_garbage_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    open_store(tmp_path, write=True).close()
+    data = tmp_path / "store.lmdb/data.mdb"
+    data.write_bytes(b"garbage" * 10_000)
+    with pytest.raises(StoreError, match=r"store\.lmdb"):
+        open_store(tmp_path, write=True)
+    assert data.read_bytes().startswith(b"garbage")
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    env = open_store(tmp_path, write=True)
+    with env.begin(db=env.open_db(b"meta"), write=True) as txn:
+        txn.put(b"format", b"99")
+    env.close()
+    with pytest.raises(StoreError, match="reads format 1"):
+        open_store(tmp_path, write=True)
+
+
+def test_the_documented_row_is_what_is_written(tmp_path: Path) -> None:
+    documented = DOC.read_text().split("```json\n")[1].split("\n```")[0]
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    raw = json.loads(documented)
+    keys.put(row(secret_sha256=bytes.fromhex(raw["secret_sha256"]), created_ms=raw["created_ms"]))
+    with env.begin(db=env.open_db(b"keys")) as txn:
+        assert txn.get(b"abcdefghijkl") == documented.encode()
+    env.close()
+
+
+def test_a_full_store_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ascproxy.store.env.MAP_SIZE", 1 << 16)
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    with pytest.raises(StoreError, match="full"):
+        for n in range(1000):
+            keys.put(row(f"{n:012}"))
+    assert keys.get("000000000000") is not None
+    env.close()
+    assert isinstance(lmdb.version(), tuple)
