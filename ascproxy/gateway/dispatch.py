@@ -11,8 +11,8 @@ Theory. An attempt ends in one of these ways before anything was sent to the cli
     malformed                      no further attempt
 
 A *retry* takes from a budget of a tenth of all requests, so that a failing provider is not asked twice as often; a
-fallback goes elsewhere and is bounded by the number of targets. The deadline over all attempts is kept by the core from
-the request's first byte; while a connection is being made it is kept here.
+fallback goes elsewhere and is bounded by the number of targets. The deadline over all attempts is kept by the core
+while one is under way, and here between them.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Budget:
 class Asking:
     """Where a request stands that did not go through at once. Owned by its stream; changed by the dispatcher only.
 
-    ``leg`` is what carries the request now, None while nothing does. ``until_ns``: monotonic deadline for connecting.
+    ``leg`` is what carries the request now, None while nothing does. ``until_ns``: monotonic deadline of all attempts.
     """
 
     __slots__ = ("course", "index", "leg", "retried", "until_ns")
@@ -116,8 +116,8 @@ class Asking:
 
 
 class Dispatcher:
-    """Sends requests for one worker. ``stream.context`` is its own: a :class:`Leg` while the first attempt is under way
-    on a pooled connection, an :class:`Asking` in all other cases."""
+    """Sends requests for one worker. ``stream.context`` is its own: (:class:`Leg`, time of the beginning) while the
+    first attempt is under way on a pooled connection, an :class:`Asking` in all other cases."""
 
     __slots__ = ("_alerted", "_budget", "_connector", "_log", "_loop", "_meter", "_monotonic_ns")
 
@@ -148,7 +148,7 @@ class Dispatcher:
         upstream = pool.take(now_ns)
         if upstream is not None:
             pool.in_flight += 1
-            stream.context = leg
+            stream.context = (leg, now_ns)
             # The last thing done: a failure inside of it calls `failed` before it returns.
             stream.forward(upstream, leg.plan)
             return
@@ -160,18 +160,20 @@ class Dispatcher:
         """The attempt under way failed before anything was sent to the client."""
         now_ns = self._monotonic_ns()
         context = stream.context
-        if type(context) is Leg:
-            stream.context = asking = Asking(context.course, context, now_ns + context.course.total_ms * MS)
+        if type(context) is tuple:
+            leg, began_ns = context
+            stream.context = asking = Asking(leg.course, leg, began_ns + leg.course.total_ms * MS)
         else:
             asking = context
         leg = asking.leg
         assert leg is not None, "an attempt failed that was not under way"
-        status, more_targets = stream.upstream_status, asking.index + 1 < len(asking.course.targets)
+        status, in_time = stream.upstream_status, now_ns < asking.until_ns
+        more_targets = in_time and asking.index + 1 < len(asking.course.targets)
         if stream.failure:
             step = after_failure(
                 stream.failure,
                 reused=stream.reused,
-                may_retry=self._may_retry(asking),
+                may_retry=in_time and self._may_retry(asking),
                 more_targets=more_targets,
                 retry_ambiguous=asking.course.match.route.retry_ambiguous,
             )
@@ -189,7 +191,7 @@ class Dispatcher:
     def settle(self, stream: Stream) -> None:
         """The exchange is over: its connection goes back where it came from."""
         context = stream.context
-        leg = context if type(context) is Leg else context.leg
+        leg = context[0] if type(context) is tuple else context.leg
         if leg is None:
             return
         pool = leg.pool

@@ -602,6 +602,18 @@ async def test_the_deadline_over_all_attempts_bounds_connecting(world: Make) -> 
     assert w.connector.asked == [(1, 2_000)]
 
 
+@pytest.mark.parametrize("waiting", [False, True])
+async def test_no_attempt_begins_after_the_deadline_over_all(world: Make, waiting: bool) -> None:
+    w = world(two(total_ms=2_000))
+    if waiting:
+        w.core.answer(await w.sent())
+    stream = await w.sent()
+    assert stream.reused == waiting
+    w.clock.sleep_ms(2_000)
+    w.core.answer(stream, 503)
+    assert (stream.status, stream.answer, stream.attempts) == (503, None, 1), "the answer that there is"
+
+
 # ---- cancellation (SEMANTICS 4) ------------------------------------------------------------------------------------
 
 
