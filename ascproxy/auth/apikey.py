@@ -1,7 +1,8 @@
 """API keys: their text, and how one is made and recognised (DESIGN D12).
 
-``asc_<id>_<secret>``: ``id`` is public, 12 characters of ``[a-z0-9]`` in keys that are made (1 to 32 are read), ``secret`` is 32 random bytes in unpadded
-base64url. Only the SHA-256 of the secret's text is stored: 256 random bits need neither salt nor stretching.
+``asc_<id>_<secret>``: ``id`` is public, 12 characters of ``[a-z0-9]`` in keys that are made (1 to 32 are read),
+``secret`` is 32 random bytes in unpadded base64url. Only the SHA-256 of the secret's text is stored: 256 random bits
+need neither salt nor stretching.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A thousand readers that stop reading, against the real service: what they cost, and that they harm nobody (DESIGN 5)."""
+"""A thousand readers that stop reading, against the real service: what they cost, and whom they harm (DESIGN 5)."""
 
 from __future__ import annotations
 
