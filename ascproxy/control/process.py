@@ -13,13 +13,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.config import Config
-
-from ascproxy.control import app
-from ascproxy.control.app import Application, Keys, Service
 from ascproxy.control.node import Node, SharedPage
 from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot as snapshots
@@ -28,9 +23,12 @@ from ascproxy.net import memfile
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
 from ascproxy.telemetry.log import Log
 
+if TYPE_CHECKING:
+    from ascproxy.control.app import Keys, Service
+
 BEAT_S = 1.0
 MAX_FINDINGS_BYTES = 65_536
-STOP_S = 3.0
+STOP_S = 3.0  # how long answers that are under way may take at the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +50,7 @@ class LoadError(AscproxyError):
 
 
 Load = Callable[[Snapshot | None], Loaded]  # given the snapshot that the service started with, None at its start
-MakeKeys = Callable[[Snapshot, Callable[[], None]], Keys]  # the second: call it after each write
+MakeKeys = Callable[[Snapshot, Callable[[], None]], "Keys"]  # the second: call it after each write
 
 
 @dataclass(slots=True)
@@ -161,27 +159,18 @@ class Control:
             os.close(snapshot)
             os.close(boot)
         if self.service is None or self.shared is None:
+            from ascproxy.control import app, serving  # an HTTP server is 0.2 s of imports, and LOAD comes first
+
             run_dir = Path(frame.payload["run_dir"])
             self.shared = SharedPage(run_dir)
-            self.service = Service(Node(run_dir), self.make_keys(self.boot, self.shared.bump_key_epoch))
-            self.start(self.answer_http(app.public(self.service), metrics))
-            self.start(self.answer_http(app.local(self.service), local))
+            self.service = app.Service(Node(run_dir), self.make_keys(self.boot, self.shared.bump_key_epoch))
+            self.start(serving.answer(app.public(self.service), metrics, self.stop))
+            self.start(serving.answer(app.local(self.service), local, self.stop))
         else:
             os.close(metrics)
             os.close(local)
         self.service.revision = found.revision
         self.shared.set_revision(found.revision)
-
-    async def answer_http(self, application: Application, descriptor: int) -> None:
-        """Serve an application on a socket that listens already."""
-        config = Config()
-        config.bind = [f"fd://{descriptor}"]
-        config.accesslog = None
-        config.errorlog = None
-        config.graceful_timeout = STOP_S / 2
-        config.include_server_header = False
-        config.keep_alive_timeout = 75
-        await hypercorn_serve(application, config, shutdown_trigger=self.stop.wait)  # type: ignore[arg-type]
 
 
 def run(descriptor: int, load: Load, make_keys: MakeKeys) -> int:

@@ -56,10 +56,10 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
 
     control = start_control()
     try:
+        worker = child.entry(options.worker)  # while control reads the configuration
         loaded = ask_to_load(*control)
         for warning in loaded.payload.get("warnings", []):
             log.warning(str(warning))
-        worker = child.entry(options.worker)
         holdings = open_holdings(loaded, environment)
     except AscproxyError as error:
         sys.stderr.write(f"{error}\n")

@@ -434,7 +434,9 @@ class Supervisor:
 
     def _on_control_serves(self, reason: str | None, _: Frame | None) -> None:
         if reason is not None:
-            self.log.error("control does not serve", reason=reason)
+            self.log.error("control does not serve and is replaced", reason=reason)
+            if CONTROL in self._children:
+                self._children[CONTROL].signal(signal.SIGKILL)
             return
         self._carry_out_control(self._control_slot.step(Event.READY, monotonic_ns()))
         if self._reload_wanted:

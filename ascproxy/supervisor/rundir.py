@@ -42,15 +42,11 @@ class RunDir:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.path.stat()
-            if found.st_uid != os.geteuid() or found.st_mode & 0o077:
-                raise RunDirError(
-                    f"run_dir {path} must belong to uid {os.geteuid()} with mode 0700: "
-                    f"chown and chmod it, or name another folder"
-                )
+            if found.st_uid != os.geteuid():
+                raise RunDirError(f"run_dir {path} must belong to uid {os.geteuid()}: chown it or name another folder")
             if not (self.path / LOCK).exists() and any(self.path.iterdir()):
-                raise RunDirError(
-                    f"run_dir {path} holds files that are not ours, and is emptied at start: name another"
-                )
+                raise RunDirError(f"run_dir {path} holds files that are not ours, it is emptied at start: name another")
+            self.path.chmod(0o700)
             self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise RunDirError(f"cannot use run_dir {path}: {(error.strerror or str(error)).lower()}") from error

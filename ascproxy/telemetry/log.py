@@ -8,7 +8,6 @@ native and have a sink of their own.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -16,8 +15,10 @@ from enum import IntEnum
 import orjson
 
 from ascproxy import clock
+from ascproxy.telemetry.outlet import Outlet
 
 Field = str | int | float | bool | None | list[str]
+STDERR = 2
 MAX_LINE = 4096  # PIPE_BUF: a write up to this size is not interleaved with others
 
 
@@ -41,21 +42,21 @@ class Log:
         self,
         process: str,
         *,
-        fd: int = 2,
+        outlet: Outlet | None = None,
         readable: bool | None = None,
         level: Level = Level.INFO,
         wall_ns: Callable[[], int] = clock.wall_ns,
     ) -> None:
         self.process = process
         self.dropped = 0
-        self._fd = fd
-        self._readable = os.isatty(fd) if readable is None else readable
+        self._outlet = outlet or Outlet(STDERR)
+        self._readable = self._outlet.terminal if readable is None else readable
         self._level = level
         self._wall_ns = wall_ns
 
     def named(self, process: str) -> Log:
         """The same sink for another process: what a forked worker uses."""
-        return Log(process, fd=self._fd, readable=self._readable, level=self._level, wall_ns=self._wall_ns)
+        return Log(process, outlet=self._outlet, readable=self._readable, level=self._level, wall_ns=self._wall_ns)
 
     def debug(self, message: str, **fields: Field) -> None:
         self._line(Level.DEBUG, message, fields)
@@ -78,7 +79,7 @@ class Log:
         if len(line) > MAX_LINE:
             line = render(at, level, self.process, message[:1000] + "...", {})
         try:
-            os.write(self._fd, line)
+            self._outlet.write(line)
         except OSError:  # full (EAGAIN) or gone: a log must never stop a process
             self.dropped += 1
 

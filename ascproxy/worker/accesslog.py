@@ -6,12 +6,12 @@ that no line is torn; while such a rest waits, newer lines are dropped whole and
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import orjson
 
 from ascproxy.errors import AscproxyError
+from ascproxy.telemetry.outlet import Outlet
 
 STDOUT = "stdout"
 NONE = "none"
@@ -21,11 +21,10 @@ FIRST = ("time", "method", "path", "status", "code")
 
 @dataclass(slots=True)
 class Sink:
-    """``dropped`` counts lines that found the sink full. ``opened``: the descriptor is ours to close."""
+    """``dropped`` counts lines that found the sink full."""
 
-    descriptor: int
+    outlet: Outlet
     readable: bool
-    opened: bool
     dropped: int = 0
     _rest: bytes = b""
 
@@ -50,14 +49,13 @@ class Sink:
         self.dropped += rest[len(torn) :].count(b"\n")
 
     def close(self) -> None:
-        """Close what we opened."""
-        if self.opened:
-            os.close(self.descriptor)
+        """Close what was opened."""
+        self.outlet.close()
 
     def _put(self, data: bytes) -> bytes:
         """Write what goes at once; the rest."""
         try:
-            return data[os.write(self.descriptor, data) :]
+            return data[self.outlet.write(data) :]
         except BlockingIOError:
             return data
         except OSError:  # the reader is gone or the disk is full: the lines are lost, the service is not
@@ -70,26 +68,12 @@ def open_sink(place: str) -> Sink | None:
     if place == NONE:
         return None
     if place == STDOUT:
-        return _standard_output()
+        outlet = Outlet(1)
+        return Sink(outlet, readable=outlet.terminal)
     try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o640)
+        return Sink(Outlet.appending(place), readable=False)
     except OSError as error:
         raise AscproxyError(f"cannot write access_log {place}: {(error.strerror or str(error)).lower()}") from error
-    return Sink(descriptor, readable=False, opened=True)
-
-
-def _standard_output() -> Sink:
-    """Standard output under a descriptor of our own.
-
-    O_NONBLOCK belongs to the open file and not to the descriptor: set on a terminal or pipe that we were given, it
-    would surprise the shell and the other processes that hold it. Opening it anew gives one of our own.
-    """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
-    try:
-        return Sink(os.open("/proc/self/fd/1", flags), readable=os.isatty(1), opened=True)
-    except OSError:  # a socket (journald) cannot be opened; it is not shared with a shell
-        os.set_blocking(1, False)
-        return Sink(1, readable=os.isatty(1), opened=False)
 
 
 def render(line: bytes) -> bytes:

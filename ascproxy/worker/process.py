@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import uvloop
@@ -144,7 +145,15 @@ class Worker:
                 return
             task = self.loop.create_task(self.obey(frame))
             self.commands.add(task)
-            task.add_done_callback(self.commands.discard)
+            task.add_done_callback(partial(self.obeyed, frame))
+
+    def obeyed(self, frame: Frame, task: asyncio.Task[None]) -> None:
+        """A command is always acknowledged: what nobody foresaw is an answer too, and a line in the log."""
+        self.commands.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.place.log.error(f"{frame.kind.name} failed unexpectedly", error=repr(error))
+            self.place.mailbox.send(Frame(Kind.FAILED, frame.request, {"reason": f"unexpected: {error!r}"}))
 
     async def obey(self, frame: Frame) -> None:
         """Carry out one command and acknowledge it."""

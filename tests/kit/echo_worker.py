@@ -8,10 +8,12 @@ named ``crash-N`` makes the worker of slot N exit at its start.
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import resource
 from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,6 +23,8 @@ from ascproxy.errors import AscproxyError
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net.tls import TicketKeys
 from ascproxy.worker.process import Place, serve
+
+PR_GET_DUMPABLE = 3
 
 
 class Connection(asyncio.Protocol):
@@ -55,6 +59,10 @@ class Connection(asyncio.Protocol):
                 "listener": self.listener,
                 "revision": self.path.snapshot.revision,
                 "tickets": sha256(self.path.tickets.pack()).hexdigest(),
+                "descriptors": [
+                    str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()
+                ],
+                "dumpable": ctypes.CDLL(None).prctl(PR_GET_DUMPABLE, 0, 0, 0, 0),
                 "core": resource.getrlimit(resource.RLIMIT_CORE)[1],
             }
         )

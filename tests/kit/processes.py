@@ -76,7 +76,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Service:
-    """A running supervisor with the echo worker and the plain control."""
+    """A running supervisor with the plain control and, if nothing else is said, the echo worker."""
 
     def __init__(
         self,
@@ -84,6 +84,7 @@ class Service:
         first: Snapshot,
         *,
         config: bytes | None = None,
+        worker: str = "tests.kit.echo_worker:run",
         environment: dict[str, str] | None = None,
         **popen: Any,
     ) -> None:
@@ -93,7 +94,7 @@ class Service:
         self.log_file = folder / "log"
         self.config.write_bytes(encode(first) if config is None else config)
         command = [sys.executable, "-m", "ascproxy.supervisor", str(self.config)]
-        command += ["--worker", "tests.kit.echo_worker:run", "--control", "tests.kit.plain_control"]
+        command += ["--worker", worker, "--control", "tests.kit.plain_control"]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 popen.pop("wrap", []) + command,

@@ -35,13 +35,25 @@ def test_workers_serve_and_hold_only_what_is_theirs(service: Service) -> None:
     assert {answer["core"] for answer in answers} == {0}
     pids = {worker["pid"] for worker in service.workers().values()}
     assert {answer["pid"] for answer in answers} <= pids
-    # A worker holds its own listening socket and mailbox, and nothing of the supervisor or of its siblings.
-    for worker in service.workers().values():
-        held = [str(entry.readlink()) for entry in Path(f"/proc/{worker['pid']}/fd").iterdir()]
-        assert not any("lock" in name or "pidfd" in name for name in held), held
-        others = {str(e.readlink()) for e in Path(f"/proc/{service.process.pid}/fd").iterdir() if e.exists()}
-        shared = [name for name in held if name.startswith("socket:") and name in others]
-        assert len(shared) == 2, (held, others)
+    assert {answer["dumpable"] for answer in answers} == {0}
+    # A worker holds its own listening socket and mailbox, and nothing else of the supervisor or of its siblings.
+    theirs = {str(entry.readlink()) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()}
+    for answer in answers:
+        held = answer["descriptors"]
+        assert not any("/lock" in name or "pidfd" in name for name in held), held
+        assert len([name for name in held if name.startswith("socket:") and name in theirs]) == 2, (held, theirs)
+
+
+def test_a_worker_that_cannot_build_its_first_revision_says_why(tmp_path: Path) -> None:
+    refused = dataclasses.replace(snapshot(tmp_path), tenants=(Tenant("refused"),))
+    service = Service(tmp_path, refused)
+    try:
+        line = service.until_logged("worker cannot start")
+        assert line["reason"] == "the tenant refused cannot be built"
+        service.process.terminate()
+        assert service.process.wait(10) == 0
+    finally:
+        service.process.kill()
 
 
 def test_a_killed_worker_is_replaced_and_its_counters_survive(service: Service) -> None:

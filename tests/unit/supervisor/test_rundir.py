@@ -30,10 +30,10 @@ def test_a_folder_that_is_not_ours_is_not_emptied(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "x"
 
 
-def test_a_folder_that_others_can_enter_is_refused(tmp_path: Path) -> None:
-    tmp_path.chmod(0o755)
-    with pytest.raises(RunDirError, match="mode 0700"):
-        RunDir(str(tmp_path))
+def test_a_folder_that_others_can_enter_is_closed_to_them(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)  # as RuntimeDirectory= makes it
+    RunDir(str(tmp_path)).close()
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_damaged_page_starts_anew_and_a_sound_one_is_kept(tmp_path: Path) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import orjson
 
 from ascproxy.telemetry.log import MAX_LINE, Level, Log
+from ascproxy.telemetry.outlet import Outlet
 
 
 def written(readable: bool, write: object) -> bytes:
     read, end = os.pipe()
-    write(Log("supervisor", fd=end, readable=readable, wall_ns=lambda: 1_700_000_000_123_000_000))  # type: ignore[operator]
+    outlet = Outlet(end)
+    write(Log("supervisor", outlet=outlet, readable=readable, wall_ns=lambda: 1_700_000_000_123_000_000))  # type: ignore[operator]
+    outlet.close()
     os.close(end)
     with os.fdopen(read, "rb") as lines:
         return lines.read()
@@ -49,10 +53,21 @@ def test_a_line_never_exceeds_what_a_pipe_writes_at_once() -> None:
 
 
 def test_a_full_sink_drops_and_counts() -> None:
-    read, end = os.pipe2(os.O_NONBLOCK)
-    log = Log("x", fd=end, readable=False)
+    read, end = os.pipe()
+    log = Log("x", outlet=Outlet(end), readable=False)
     while not log.dropped:
         log.info("m" * 2000)
     assert log.dropped == 1
     os.close(read)
     os.close(end)
+
+
+def test_a_full_socket_drops_too_and_stays_blocking_for_others() -> None:
+    read, end = socket.socketpair()
+    log = Log("x", outlet=Outlet(end.fileno()), readable=False)
+    while not log.dropped:
+        log.info("m" * 2000)
+    assert end.getblocking()
+    assert read.recv(10) == b'{"time":"2'
+    read.close()
+    end.close()

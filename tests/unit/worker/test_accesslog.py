@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ascproxy.errors import AscproxyError
+from ascproxy.telemetry.outlet import Outlet
 from ascproxy.worker import accesslog
 from ascproxy.worker.accesslog import Sink
 
@@ -15,8 +16,12 @@ LINE = b'{"path":"/v1/chat/completions","status":200,"n":%d}' + b" " * 900 + b"\
 
 
 def pipe() -> tuple[int, Sink]:
-    read, write = os.pipe2(os.O_NONBLOCK)
-    return read, Sink(write, readable=False, opened=True)
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    sink = Sink(Outlet(write), readable=False)
+    assert os.get_blocking(write)  # it is not ours alone
+    os.close(write)
+    return read, sink
 
 
 def drain(read: int) -> bytes:

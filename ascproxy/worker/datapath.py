@@ -1,0 +1,101 @@
+"""The data path of the gateway, composed: native core, walk, TLS contexts, credentials' arena, keys.
+
+Order of a revision: contexts of all listeners first, then the walk's runtime; only when all of it is built is anything
+swapped, and what is swapped are references. A listener that the worker has no socket for has no native listener yet: it
+takes effect at a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from ascproxy import _native
+from ascproxy.gateway.exchange import Exchange
+from ascproxy.model.key import KeyRow
+from ascproxy.model.node import Listener
+from ascproxy.model.snapshot import Snapshot
+from ascproxy.net import tls
+from ascproxy.net.tls import TicketKeys
+from ascproxy.telemetry import metrics
+from ascproxy.worker.accesslog import NONE
+from ascproxy.worker.process import Place
+
+KeyLookup = Callable[[str], KeyRow | None]
+UNIX_PREFIX = "unix:"
+
+
+class GatewayPath:
+    """What a worker serves with (:class:`ascproxy.worker.process.DataPath`)."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, place: Place, snapshot: Snapshot, *, key_lookup: KeyLookup
+    ) -> None:
+        epoch = place.shared_page.series(metrics.KEY_EPOCH, 1)
+        self._exchange = Exchange(
+            loop,
+            page=place.page,
+            arena=_native.SecretArena(),
+            key_lookup=key_lookup,
+            key_epoch=lambda: place.shared_page.load(epoch),
+            log=place.log,
+            environ=os.environ,
+        )
+        self._core = _native.Core(walk=self._exchange, page=place.page, limits=asdict(snapshot.node.limits))
+        self._core.access_log = snapshot.node.access_log != NONE
+        self._exchange.bind(self._core)
+        self._listeners: dict[str, _native.Listener] = {}
+        self._wanted = {bound.name for bound in place.sockets}
+
+    def adopt(self, snapshot: Snapshot, tickets: TicketKeys) -> None:
+        """Build a revision whole, then use it."""
+        contexts = {each.name: _context(each, tickets) for each in snapshot.node.listeners}
+        self._exchange.adopt(snapshot)
+        for each in snapshot.node.listeners:
+            known = self._listeners.get(each.name)
+            context = contexts[each.name]
+            if known is not None:
+                if context is not None and known.tls is not None:  # from plaintext to TLS and back needs a restart
+                    known.tls = context
+            elif each.name in self._wanted:
+                self._listeners[each.name] = _native.Listener(
+                    name=each.name,
+                    tls=context,
+                    limits=asdict(each.limits),
+                    trusted=each.address.startswith(UNIX_PREFIX),
+                )
+
+    def use_tickets(self, tickets: TicketKeys) -> None:
+        for listener in self._listeners.values():
+            if listener.tls is not None:
+                listener.tls.set_ticket_keys(tickets.ordered())
+
+    def protocol(self, listener: str) -> Callable[[], Any]:
+        return self._core.listen(self._listeners[listener])
+
+    def tick(self, now_ns: int) -> None:
+        self._core.tick(now_ns)
+
+    def drain(self, unary_ns: int, stream_ns: int) -> None:
+        self._core.drain(unary_ns, stream_ns)
+
+    def take_log(self) -> bytes:
+        return self._core.take_log()
+
+    async def close(self) -> None:
+        await self._exchange.close()
+
+    @property
+    def in_flight(self) -> int:
+        return self._core.in_flight
+
+    @property
+    def connections(self) -> int:
+        return self._core.connections
+
+
+def _context(listener: Listener, tickets: TicketKeys) -> _native.TlsContext | None:
+    return tls.listener_context(listener.tls, tickets=tickets) if listener.tls is not None else None
