@@ -10,17 +10,20 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ascproxy.control.actions import KeyActions
 from ascproxy.control.node import Node, SharedPage
 from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot as snapshots
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import memfile
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.store.env import open_store
+from ascproxy.store.keys import KeyStore
 from ascproxy.telemetry.log import Log
 
 if TYPE_CHECKING:
@@ -50,7 +53,8 @@ class LoadError(AscproxyError):
 
 
 Load = Callable[[Snapshot | None], Loaded]  # given the snapshot that the service started with, None at its start
-MakeKeys = Callable[[Snapshot, Callable[[], None]], "Keys"]  # the second: call it after each write
+# Opens the store of a node: given its snapshot, the tenants in force, and what to call after each write.
+OpenKeys = Callable[[Snapshot, Callable[[], Collection[str]], Callable[[], None]], "Keys"]
 
 
 @dataclass(slots=True)
@@ -59,12 +63,14 @@ class Control:
 
     mailbox: Mailbox
     load: Load
-    make_keys: MakeKeys
+    open_keys: OpenKeys
     log: Log
     stop: asyncio.Event
     service: Service | None = None
     shared: SharedPage | None = None
     boot: Snapshot | None = None
+    keys: Keys | None = None
+    tenants: frozenset[str] = frozenset()
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self) -> None:
@@ -132,6 +138,7 @@ class Control:
         """Check and compile the configuration on a thread: a beat must not wait for it."""
         try:
             loaded = await asyncio.to_thread(self.load, self.boot)
+            self.keys_of(loaded.snapshot)
         except LoadError as error:
             payload = {"findings": _fitting(error.findings), "exit_code": error.exit_code}
             self.mailbox.send(Frame(Kind.FAILED, request, payload))
@@ -149,6 +156,17 @@ class Control:
         self.mailbox.send(Frame(Kind.DONE, request, payload, (descriptor,)))
         os.close(descriptor)
 
+    def keys_of(self, snapshot: Snapshot) -> Keys:
+        """The keys in the store, which is opened once, and before any worker is: workers only read it."""
+        if self.keys is None:
+            self.keys = self.open_keys(snapshot, lambda: self.tenants, self.keys_changed)
+        return self.keys
+
+    def keys_changed(self) -> None:
+        """Make workers forget the keys that they know."""
+        if self.shared is not None:
+            self.shared.bump_key_epoch()
+
     def serve(self, frame: Frame) -> None:
         """Take a revision as the one in force; the first time, start to answer."""
         snapshot, boot, metrics, local = frame.descriptors
@@ -163,25 +181,32 @@ class Control:
 
             run_dir = Path(frame.payload["run_dir"])
             self.shared = SharedPage(run_dir)
-            self.service = app.Service(Node(run_dir), self.make_keys(self.boot, self.shared.bump_key_epoch))
+            self.service = app.Service(Node(run_dir), self.keys_of(self.boot))
             self.start(serving.answer(app.public(self.service), metrics, self.stop))
             self.start(serving.answer(app.local(self.service), local, self.stop))
         else:
             os.close(metrics)
             os.close(local)
         self.service.revision = found.revision
+        self.tenants = frozenset(tenant.name for tenant in found.tenants)
         self.shared.set_revision(found.revision)
 
 
-def run(descriptor: int, load: Load, make_keys: MakeKeys) -> int:
+def run(descriptor: int, load: Load, open_keys: OpenKeys) -> int:
     """Be control, with the mailbox at ``descriptor``. The exit status."""
 
     async def live() -> None:
-        control = Control(Mailbox.inherited(descriptor), load, make_keys, Log("control"), asyncio.Event())
+        control = Control(Mailbox.inherited(descriptor), load, open_keys, Log("control"), asyncio.Event())
         await control.run()
 
     asyncio.run(live())
     return 0
+
+
+def stored_keys(snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None]) -> Keys:
+    """The keys of ``state_dir/store.lmdb``, which is made if it is not there. Raises AscproxyError."""
+    store = KeyStore(open_store(Path(snapshot.node.state_dir), write=True))
+    return KeyActions(store, tenants, wrote=wrote)
 
 
 def _fitting(sentences: tuple[str, ...]) -> list[str]:

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ascproxy import _native
@@ -20,9 +21,11 @@ from ascproxy.model.node import Listener
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import tls
 from ascproxy.net.tls import TicketKeys
+from ascproxy.store.env import open_store
+from ascproxy.store.keys import KeyStore
 from ascproxy.telemetry import metrics
 from ascproxy.worker.accesslog import NONE
-from ascproxy.worker.process import Place
+from ascproxy.worker.process import Place, serve
 
 KeyLookup = Callable[[str], KeyRow | None]
 UNIX_PREFIX = "unix:"
@@ -99,3 +102,13 @@ class GatewayPath:
 
 def _context(listener: Listener, tickets: TicketKeys) -> _native.TlsContext | None:
     return tls.listener_context(listener.tls, tickets=tickets) if listener.tls is not None else None
+
+
+def run(**given: Any) -> int:
+    """What the supervisor forks: a worker of the gateway. ``given`` are the fields of :class:`Place`."""
+    return serve(Place(**given), _with_store)
+
+
+def _with_store(loop: asyncio.AbstractEventLoop, place: Place, snapshot: Snapshot) -> GatewayPath:
+    store = KeyStore(open_store(Path(snapshot.node.state_dir), write=False))  # after the fork, once (LIMITS 5, LMDB)
+    return GatewayPath(loop, place, snapshot, key_lookup=store.get)

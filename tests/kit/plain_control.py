@@ -7,37 +7,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ascproxy.control import process
 from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot as snapshots
 from ascproxy.model.snapshot import Snapshot
-
-
-class RememberedKeys:
-    """Keys in memory: what the local application needs, without a store."""
-
-    def __init__(self, changed: Callable[[], None]) -> None:
-        self._changed = changed
-        self._rows: dict[str, dict[str, Any]] = {}
-
-    def create(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        key_id = f"key{len(self._rows)}"
-        self._rows[key_id] = {"id": key_id, **wanted}
-        self._changed()
-        return self._rows[key_id]
-
-    def list(self) -> list[dict[str, Any]]:
-        return [*self._rows.values()]
-
-    def revoke(self, key_id: str) -> dict[str, Any]:
-        if key_id not in self._rows:
-            raise AscproxyError(f"there is no key {key_id}")
-        self._changed()
-        return self._rows.pop(key_id)
 
 
 def load(file: Path, boot: Snapshot | None) -> process.Loaded:
@@ -54,6 +29,4 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--fd", type=int, required=True)
     options = parser.parse_args()
-    sys.exit(
-        process.run(options.fd, lambda boot: load(options.config, boot), lambda _, changed: RememberedKeys(changed))
-    )
+    sys.exit(process.run(options.fd, lambda boot: load(options.config, boot), process.stored_keys))

@@ -20,11 +20,10 @@ from ascproxy.model.node import Listener, ListenerTls
 from ascproxy.model.provider import Endpoint, Provider, ProviderType
 from ascproxy.model.route import Route, Target
 from ascproxy.net import authority
-from tests.kit.gateway_worker import CREDENTIAL
 from tests.kit.processes import Service, eventually, free_port, running, snapshot
 from tests.kit.service import Simulator
 
-WORKER = "tests.kit.gateway_worker:run"
+WORKER = "ascproxy.worker.datapath:run"
 
 
 def make_certificates(folder: Path) -> authority.Files:
@@ -54,7 +53,14 @@ def service(tmp_path: Path, upstream: Simulator) -> Iterator[Service]:
         yield started
 
 
-def chat(service: Service, listener: int, *, key: str = CREDENTIAL, trust: Path | None = None) -> tuple[int, Any]:
+@pytest.fixture
+def key(service: Service) -> str:
+    status, created = service.local("POST", "/keys", {"tenant": "acme"})
+    assert status == 201
+    return created["api_key"]
+
+
+def chat(service: Service, listener: int, key: str, *, trust: Path | None = None) -> tuple[int, Any]:
     host, _, port = service.snapshot.node.listeners[listener].address.rpartition(":")
     connection: http.client.HTTPConnection
     if service.snapshot.node.listeners[listener].tls is None:
@@ -77,11 +83,11 @@ def samples(service: Service, family: str) -> list[Any]:
     return next(f.samples for f in text_string_to_metric_families(text) if f.name == family)
 
 
-def test_a_chat_over_https_and_in_plaintext_is_answered_counted_and_logged(service: Service) -> None:
+def test_a_chat_over_https_and_in_plaintext_is_answered_counted_and_logged(service: Service, key: str) -> None:
     for listener in (0, 1):
-        status, answer = chat(service, listener)
+        status, answer = chat(service, listener, key)
         assert (status, answer["object"]) == (200, "chat.completion")
-    assert chat(service, 0, key=CREDENTIAL[:-1] + "x")[0] == 401
+    assert chat(service, 0, key[:-4] + "xxxx")[0] == 401
     counted = {
         (s.labels["listener"], s.labels["route"], s.labels["provider"], s.labels["code"]): s.value
         for s in samples(service, "ascproxy_requests")
@@ -96,7 +102,7 @@ def test_a_chat_over_https_and_in_plaintext_is_answered_counted_and_logged(servi
     lines = eventually(lambda: len(found := access_lines(service)) == 3 and found)
     assert sorted(line["status"] for line in lines) == [200, 200, 401]
     assert {line.get("tenant") for line in lines} == {"acme", None}
-    assert CREDENTIAL not in json.dumps(lines)
+    assert key not in json.dumps(lines)
 
 
 def access_lines(service: Service) -> list[dict[str, Any]]:
@@ -104,7 +110,9 @@ def access_lines(service: Service) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
 
-def test_a_reload_swaps_certificates_and_a_broken_one_changes_nothing(service: Service, tmp_path: Path) -> None:
+def test_a_reload_swaps_certificates_and_a_broken_one_changes_nothing(
+    service: Service, key: str, tmp_path: Path
+) -> None:
     first = service.snapshot
     files = make_certificates(tmp_path / "other")
     tls = ListenerTls(str(files.certificate), str(files.key))
@@ -116,18 +124,35 @@ def test_a_reload_swaps_certificates_and_a_broken_one_changes_nothing(service: S
         if listeners is broken:
             service.until_logged("reload failed")
             assert "/nonexistent.key" in service.logged("worker keeps its revision")["reason"]
-            assert chat(service, 0)[0] == 200
+            assert chat(service, 0, key)[0] == 200
         else:
             service.until_logged("reloaded")
-            assert chat(service, 0, trust=files.ca)[0] == 200
+            assert chat(service, 0, key, trust=files.ca)[0] == 200
             with pytest.raises(ssl.SSLError):
-                chat(service, 0)
+                chat(service, 0, key)
 
 
-def test_requests_go_on_when_a_worker_is_killed(service: Service) -> None:
+def test_requests_go_on_when_a_worker_is_killed(service: Service, key: str) -> None:
     os.kill(service.workers()[0]["pid"], signal.SIGKILL)
     for _ in range(6):
-        assert chat(service, 1)[0] == 200
+        assert chat(service, 1, key)[0] == 200
     service.process.terminate()
     assert service.process.wait(10) == 0
     assert service.logged("stopped")["cut_off"] is False
+
+
+def test_a_revoked_key_is_refused_on_the_next_request_on_every_worker(service: Service, key: str) -> None:
+    for _ in range(8):  # every worker has verified it and remembers
+        assert chat(service, 1, key)[0] == 200
+    key_id = key.split("_")[1]
+    assert service.local("DELETE", f"/keys/{key_id}")[1]["state"] == "revoked"
+    assert {chat(service, 1, key)[0] for _ in range(8)} == {401}
+
+
+def test_keys_survive_control_and_the_tenant_must_be_in_force(service: Service, key: str) -> None:
+    workers = {worker["pid"] for worker in service.workers().values()}
+    control = next(pid for pid in service.children() if pid not in workers)
+    os.kill(control, signal.SIGKILL)
+    assert service.local("POST", "/keys", {"tenant": "nobody"})[0] == 400
+    assert [row["id"] for row in service.local("GET", "/keys")[1]] == [key.split("_")[1]]
+    assert chat(service, 1, key)[0] == 200
