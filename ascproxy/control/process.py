@@ -8,12 +8,15 @@ gap in which a probe is refused.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import lmdb
 
 from ascproxy.control.actions import KeyActions
 from ascproxy.control.node import Node, SharedPage
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from ascproxy.control.app import Keys, Service
 
 BEAT_S = 1.0
+BEATS_PER_TIDY = 10
 MAX_FINDINGS_BYTES = 65_536
 STOP_S = 3.0  # how long answers that are under way may take at the end
 
@@ -96,9 +100,13 @@ class Control:
             self.stop.set()
 
     async def beat(self) -> None:
-        """Tell the supervisor every second that this loop turns."""
-        while not self.stop.is_set():
+        """Tell the supervisor every second that this loop turns; every tenth, tidy the store."""
+        for turn in itertools.count():
+            if self.stop.is_set():
+                return
             self.mailbox.send(Frame(Kind.BEAT))
+            if turn % BEATS_PER_TIDY == 0 and self.keys is not None:
+                self.keys.tidy()
             try:
                 await asyncio.wait_for(self.stop.wait(), BEAT_S)
             except TimeoutError:
@@ -203,10 +211,23 @@ def run(descriptor: int, load: Load, open_keys: OpenKeys) -> int:
     return 0
 
 
+class StoredKeys(KeyActions):
+    """Keys in a store that is kept tidy."""
+
+    def __init__(
+        self, env: lmdb.Environment, tenants: Callable[[], Collection[str]], wrote: Callable[[], None]
+    ) -> None:
+        super().__init__(KeyStore(env), tenants, wrote=wrote)
+        self._env = env
+
+    def tidy(self) -> None:
+        """Free the reader slots of workers that died while they read: they would hold old pages for ever."""
+        self._env.reader_check()
+
+
 def stored_keys(snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None]) -> Keys:
     """The keys of ``state_dir/store.lmdb``, which is made if it is not there. Raises AscproxyError."""
-    store = KeyStore(open_store(Path(snapshot.node.state_dir), write=True))
-    return KeyActions(store, tenants, wrote=wrote)
+    return StoredKeys(open_store(Path(snapshot.node.state_dir), write=True), tenants, wrote)
 
 
 def _fitting(sentences: tuple[str, ...]) -> list[str]:
