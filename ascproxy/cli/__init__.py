@@ -1,1 +1,1 @@
-"""The command line, one module a command: it composes the processes, and is imported by none of them."""
+"""The command line: composes the processes, and says what to do when something is wrong."""

@@ -1,0 +1,204 @@
+"""Read both files and check their shape: keys, kinds, units, ranges. Every finding of both at once.
+
+pydantic decides; its errors become sentences here, at the border, with the line that they are about.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ascproxy.config.document import Document, Location, parse, read
+from ascproxy.config.finding import Finding
+from ascproxy.config.schema import NodeFile, ResourcesFile, Section
+from ascproxy.errors import UsageError
+
+NODE_FILE = "ascproxy.yaml"
+S = TypeVar("S", bound=Section)
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet(Generic[S]):
+    """One file: the text with its places, and its section tree, None if the shape is wrong."""
+
+    document: Document
+    section: S | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sheets:
+    """The node file and the resources file that it names, None if it names none or cannot be read."""
+
+    node: Sheet[NodeFile]
+    resources: Sheet[ResourcesFile] | None
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings so far, in the order of the files' lines."""
+        documents = [self.node.document, *([self.resources.document] if self.resources else [])]
+        return [f for d in documents for f in sorted(d.findings, key=lambda f: (f.line, f.column, f.path))]
+
+
+def find(target: Path) -> Path:
+    """The absolute path of the node file: ``target`` itself, or ``ascproxy.yaml`` in it.
+
+    Raises :class:`UsageError` if there is none.
+    """
+    file = (target / NODE_FILE if target.is_dir() else target).absolute()
+    if not file.exists():
+        raise UsageError(f"there is no {file}; name a node file or its folder, or make one with: ascproxy init DIR")
+    return file
+
+
+def load(target: Path) -> Sheets:
+    """Both files of ``target`` (a node file or its folder). Raises :class:`UsageError` if the node file cannot be read;
+    everything else is a finding."""
+    node_document = read(find(target))
+    node = shape(node_document, NodeFile)
+    named = node_document.data.get("resources") if isinstance(node_document.data, dict) else None
+    if not isinstance(named, str) or not named:
+        return Sheets(node, None)
+    try:
+        document = read(node_document.file.parent / named)
+    except UsageError as error:
+        node_document.report(("resources",), f"{error}; correct the path or remove the key")
+        return Sheets(node, None)
+    return Sheets(node, shape(document, ResourcesFile))
+
+
+def load_text(node: bytes, resources: bytes | None, folder: Path) -> Sheets:
+    """The same from memory, as if the files were in ``folder``."""
+    sheet = shape(parse(folder / NODE_FILE, node), NodeFile)
+    if resources is None:
+        return Sheets(sheet, None)
+    return Sheets(sheet, shape(parse(folder / "resources.yaml", resources), ResourcesFile))
+
+
+def shape(document: Document, kind: type[S]) -> Sheet[S]:
+    """Validate ``document`` as ``kind``; what is wrong becomes findings of the document."""
+    if document.data is None and document.findings:
+        return Sheet(document, None)
+    data = {} if document.data is None else document.data
+    try:
+        return Sheet(document, kind.model_validate(data))
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            _report(document, kind, detail)
+        return Sheet(document, None)
+
+
+def _report(document: Document, kind: type[Section], detail: ErrorDetails) -> None:
+    location: Location = detail["loc"]
+    if location and location[-1] == "[key]":
+        document.report(location[:-1], _name_reason(str(location[-2])), at_key=True)
+    elif detail["type"] == "extra_forbidden":
+        document.report(location, _unknown_key(str(location[-1]), _section_at(kind, location[:-1])), at_key=True)
+    elif detail["type"] == "missing":
+        document.report(location, _missing(_section_at(kind, location[:-1]), str(location[-1])), at_key=True)
+    else:
+        document.report(location, reason(detail))
+
+
+def reason(detail: ErrorDetails) -> str:
+    """What a value should be, for the kinds of error that the schema can produce."""
+    kind, context, value = detail["type"], detail.get("ctx") or {}, detail["input"]
+    if kind == "value_error":
+        return str(context["error"])
+    if kind == "string_pattern_mismatch":
+        return _pattern_reason(str(context["pattern"]), str(value))
+    if kind == "enum":
+        return f"{_what(value)}, not one of: {str(context['expected']).replace(chr(39), '')}"
+    if kind in ("greater_than_equal", "less_than_equal"):
+        bound = context["ge"] if "ge" in context else context["le"]
+        return (
+            f"is too {'small' if 'ge' in context else 'large'}; the {'least' if 'ge' in context else 'most'} is {bound}"
+        )
+    if kind in ("too_short", "string_too_short"):
+        return "is empty; " + ("name at least one" if isinstance(value, list) else "write something or remove the key")
+    if kind == "string_too_long":
+        return f"is longer than {context['max_length']} characters"
+    return f"{_what(value)}; {_WANTED.get(kind, detail['msg'].lower())}"
+
+
+_WANTED = {
+    "string_type": "put text in quotes",
+    "bool_type": "write true or false",
+    "bool_parsing": "write true or false",
+    "int_type": "write a whole number without quotes",
+    "int_from_float": "write a whole number",
+    "list_type": "write a list: one item per line, each after a dash, or [a, b]",
+    "dict_type": "write keys and values below it, or {}",
+    "model_type": "write keys and values below it, or {}",
+    "model_attributes_type": "write keys and values below it, or {}",
+}
+
+
+def _what(value: object) -> str:
+    if value is None:
+        return "is empty"
+    if isinstance(value, bool):
+        return f"is the boolean {str(value).lower()}"
+    if isinstance(value, int | float):
+        return f"is the number {value}"
+    if isinstance(value, str):
+        return f"is the text {value!r}"
+    return "is a list" if isinstance(value, Sequence) else "is a mapping" if isinstance(value, Mapping) else "is wrong"
+
+
+def _name_reason(name: str) -> str:
+    return f"{name!r} is no name: up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+
+
+def _pattern_reason(pattern: str, value: str) -> str:
+    if pattern.startswith("^[A-Za-z0-9]["):
+        return _name_reason(value)
+    if pattern.startswith("^[!-~]"):
+        return f"{value!r} is no model name: 1 to 256 printable ASCII characters without spaces"
+    return f"{value!r} is no header name: lower-case letters, digits, '-' and '_', with at most one '*'"
+
+
+def _unknown_key(key: str, section: type[Section]) -> str:
+    known = [field.alias or name for name, field in section.model_fields.items()]
+    if not known:
+        return f"unknown key {key!r}; nothing is set here yet, write {{}}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
+    return f"unknown key {key!r}; {hint}"
+
+
+def _missing(section: type[Section], key: str) -> str:
+    description = next((f.description for n, f in section.model_fields.items() if key in (n, f.alias)), None)
+    return f"is missing: {description}"
+
+
+def _section_at(kind: type[Section], location: Location) -> type[Section]:
+    """The section class that the schema has at ``location``."""
+    current: Any = kind
+    for part in location:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(part)) or next(
+                f for f in current.model_fields.values() if f.alias == part
+            )
+            current = _plain(field.annotation)
+        else:  # a list or a mapping by name: what it holds
+            current = _plain(get_args(current)[-1])
+    assert isinstance(current, type) and issubclass(current, Section)
+    return current
+
+
+def _plain(annotation: Any) -> Any:
+    """``annotation`` without ``| None`` and ``Annotated``."""
+    while True:
+        if get_origin(annotation) is types.UnionType:
+            annotation = next(a for a in get_args(annotation) if a is not types.NoneType)
+        elif hasattr(annotation, "__metadata__"):
+            annotation = annotation.__origin__
+        else:
+            return annotation

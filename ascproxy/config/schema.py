@@ -1,0 +1,205 @@
+"""The keys of both files: names, kinds, defaults, and the sentences of the reference page. Shape only.
+
+Field descriptions end up in ``docs/reference/configuration.md`` and in the JSON Schemas. Every default that is a number
+comes from :mod:`ascproxy.model`, so that there is one place to read it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from ascproxy.config.units import parse_size, parse_time
+from ascproxy.model.provider import ProviderType
+
+MAX_WORKERS = 256
+
+
+def _workers(value: object) -> int | None:
+    if value == "auto":
+        return None
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_WORKERS:
+        return value
+    raise ValueError(f"write auto (one per core) or a number from 1 to {MAX_WORKERS}")
+
+
+Time = Annotated[
+    int, BeforeValidator(parse_time), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"})
+]
+Size = Annotated[
+    int, BeforeValidator(parse_size), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)$"})
+]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Text = Annotated[str, Field(min_length=1, max_length=4096)]
+Model = Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]
+HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9_-]*\*?[a-z0-9_-]*$", min_length=2, max_length=64)]
+Workers = Annotated[
+    int | None,
+    BeforeValidator(_workers),
+    WithJsonSchema({"anyOf": [{"const": "auto"}, {"type": "integer", "minimum": 1, "maximum": MAX_WORKERS}]}),
+]
+
+
+class Section(BaseModel):
+    """Base of all sections: an unknown key is an error, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class LimitsSection(Section):
+    """Limits on what callers may do. A listener's own value wins over the node's, which wins over the default."""
+
+    tls_handshake: Time | None = Field(None, description="the TLS handshake, from accepting the connection")
+    header_timeout: Time | None = Field(None, description="a whole request head, from its first byte; then 408")
+    idle_timeout: Time | None = Field(None, description="a connection without a request")
+    connection_age: Time | None = Field(None, description="a connection, whatever it does; varied by 10 %")
+    connection_requests: int | None = Field(None, ge=1, le=1_000_000_000, description="requests on one connection")
+    body_idle: Time | None = Field(None, description="no byte of a request body")
+    body_min_rate: Size | None = Field(None, description="bytes a second that a request body must reach, over 10 s")
+    body_total: Time | None = Field(None, description="a whole request body")
+    write_stall: Time | None = Field(None, description="a client that takes no byte of its answer")
+    max_request_line: Size | None = Field(None, le=32_768, description="a request line; then 414")
+    max_field: Size | None = Field(None, le=32_768, description="one header field; then 431")
+    max_head: Size | None = Field(None, le=65_536, description="a whole request head; then 431")
+    max_fields: int | None = Field(None, ge=4, le=128, description="header fields; then 431")
+    max_body: Size | None = Field(None, description="a request body, where the route says nothing; then 413")
+    max_bodies: Size | None = Field(None, description="all request bodies that a worker holds; then 503")
+    max_unauthenticated_body: Size | None = Field(None, description="a request body before its credential is checked")
+    json_depth: int | None = Field(None, ge=2, le=512, description="nesting of a JSON request body; then 400")
+    json_keys: int | None = Field(None, ge=16, le=10_000_000, description="members of all its objects; then 400")
+    json_digits: int | None = Field(None, ge=16, le=4_096, description="digits of one number; then 400")
+    max_connections: int | None = Field(None, ge=1, le=1_000_000, description="connections of a worker")
+    drain_unary: Time | None = Field(None, description="how long a stop or restart waits for unary requests")
+    drain_stream: Time | None = Field(None, description="how long a stop or restart waits for streams")
+
+
+class ListenerTlsSection(Section):
+    """The certificate that a listener shows. Files are PEM."""
+
+    certificate: Text = Field(description="certificate chain, the server's own first")
+    key: Text = Field(description="its private key, without a passphrase")
+    client_ca: Text | None = Field(None, description="requires a client certificate of this CA (mTLS)")
+
+
+class ListenerSection(Section):
+    """An address that callers connect to."""
+
+    address: Text = Field(
+        description="`host:port`, `[v6]:port` or `unix:PATH`. Without `tls` only loopback addresses and Unix sockets"
+    )
+    name: Name | None = Field(None, description="its name in metrics and logs; default: the address")
+    tls: ListenerTlsSection | None = Field(None, description="serves HTTPS")
+    limits: LimitsSection = Field(LimitsSection(), description="limits of this listener")
+
+
+class MetricsSection(Section):
+    """Where `/metrics` and `/healthz/*` are served."""
+
+    address: Text = Field("127.0.0.1:9464", description="a loopback address or `unix:PATH`")
+
+
+class NodeFile(Section):
+    """`ascproxy.yaml`: what differs from machine to machine. Relative paths start at this file's folder."""
+
+    node: Name = Field(description="the name of this machine")
+    state_dir: Text = Field("state", description="durable state: the key store")
+    run_dir: Text | None = Field(
+        None,
+        description="volatile state and local sockets, on a tmpfs; default: the systemd unit's RuntimeDirectory, "
+        "else `/dev/shm/ascproxy-NODE-HASH`",
+    )
+    workers: Workers = Field(None, description="worker processes; `auto`, the default, is one per core")
+    listeners: Annotated[list[ListenerSection], Field(min_length=1)] = Field(description="where callers connect")
+    metrics: MetricsSection = Field(MetricsSection(), description="metrics and health")
+    limits: LimitsSection = Field(LimitsSection(), description="limits of every listener")
+    access_log: Text = Field("stdout", description="one JSON line per request: `stdout`, `none` or a file")
+    resources: Text | None = Field(None, description="the resources file, read again on reload")
+
+
+class TenantSection(Section):
+    """Who owns keys and traffic. A tenant is its name: write `{}`."""
+
+
+class CredentialSection(Section):
+    """What a provider is shown. The value itself is never written here."""
+
+    from_: Text = Field(
+        alias="from",
+        description="`file:PATH`, `systemd:NAME` (LoadCredential of the unit) or, for trying out, `env:VARIABLE`",
+    )
+
+
+class UpstreamTlsSection(Section):
+    """How a provider's certificate is verified, and which one it is shown. Files are PEM."""
+
+    ca: Text | None = Field(None, description="CA of the provider's certificate; default: the system's")
+    certificate: Text | None = Field(None, description="client certificate chain")
+    key: Text | None = Field(None, description="its private key, without a passphrase")
+
+
+class TimeoutsSection(Section):
+    """Deadlines towards a provider."""
+
+    connect: Time | None = Field(None, description="the TCP connection")
+    tls: Time | None = Field(None, description="the TLS handshake")
+    first_byte: Time | None = Field(None, description="from the request to the first byte of its answer")
+    between_tokens: Time | None = Field(None, description="no event in a stream; comments do not count")
+    total: Time | None = Field(None, description="a whole exchange")
+
+
+class ProviderSection(Section):
+    """A model server, or a group of equal ones."""
+
+    type: Annotated[ProviderType, Field(strict=False)] = Field(
+        description="the wire it speaks: `vllm`, `tgi`, `openai` or `anthropic`"
+    )
+    endpoints: Annotated[list[Text], Field(min_length=1)] = Field(description="base URLs, without `/v1`")
+    credential: Name | None = Field(None, description="the credential that it is shown")
+    region: Name | None = Field(None, description="where it runs")
+    tls: UpstreamTlsSection = Field(UpstreamTlsSection(), description="for `https` endpoints")
+    timeouts: TimeoutsSection = Field(TimeoutsSection(), description="deadlines")
+    pool_idle: Time | None = Field(
+        None, description="how long an idle connection is kept; default: 4s for vllm (which closes after 5s), else 30s"
+    )
+    request_headers: list[HeaderName] = Field([], description="more request headers to pass on; one `*` is allowed")
+
+
+class TargetSection(Section):
+    """A provider to ask."""
+
+    provider: Name = Field(description="the provider's name")
+    model: Model | None = Field(
+        None, description="what the provider calls the model; default: what the caller asked for"
+    )
+
+
+class RouteLimitsSection(Section):
+    """Limits of a route; they win over those of node and provider."""
+
+    max_body: Size | None = Field(None, description="a request body; then 413")
+    first_byte: Time | None = Field(None, description="from the request to the first byte of its answer")
+    between_tokens: Time | None = Field(None, description="no event in a stream")
+    total: Time | None = Field(None, description="a whole exchange")
+
+
+class RouteSection(Section):
+    """What callers ask for, and who may answer."""
+
+    models: Annotated[list[Model], Field(min_length=1)] = Field(description="model names; `*` and `?` are globs")
+    targets: Annotated[list[TargetSection], Field(min_length=1)] = Field(description="tried in order")
+    operations: list[str] = Field([], description="operations that the route serves; default: all")
+    tenants: list[Name] = Field([], description="tenants that may use it; default: all")
+    limits: RouteLimitsSection = Field(RouteLimitsSection(), description="limits of this route")
+    retry_ambiguous: bool = Field(
+        False, description="also try the next target when the request may already have run (timeout or reset)"
+    )
+
+
+class ResourcesFile(Section):
+    """`resources.yaml`: what all machines of a cluster agree on."""
+
+    tenants: dict[Name, TenantSection] = Field({}, description="who owns keys and traffic, by name")
+    credentials: dict[Name, CredentialSection] = Field({}, description="what providers are shown, by name")
+    providers: dict[Name, ProviderSection] = Field({}, description="model servers, by name")
+    routes: dict[Name, RouteSection] = Field({}, description="models to targets, by name")
