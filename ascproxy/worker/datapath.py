@@ -48,7 +48,6 @@ class GatewayPath:
             environ=os.environ,
         )
         self._core = _native.Core(walk=self._exchange, page=place.page, limits=asdict(snapshot.node.limits))
-        self._core.access_log = snapshot.node.access_log != NONE
         self._exchange.bind(self._core)
         self._listeners: dict[str, _native.Listener] = {}
         self._wanted = {bound.name for bound in place.sockets}
@@ -57,6 +56,7 @@ class GatewayPath:
         """Build a revision whole, then use it."""
         contexts = {each.name: _context(each, tickets) for each in snapshot.node.listeners}
         self._exchange.adopt(snapshot)
+        self._core.access_log = snapshot.node.access_log != NONE
         for each in snapshot.node.listeners:
             known = self._listeners.get(each.name)
             context = contexts[each.name]

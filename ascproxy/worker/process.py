@@ -182,14 +182,25 @@ class Worker:
                 os.close(descriptor)
 
     def take_revision(self, descriptor: int, tickets: TicketKeys) -> None:
-        """Build a revision and use it; on any error the old one stays, and the page says so."""
+        """Build a revision and use it; on any error the old one stays, and the page says so.
+
+        The access log is opened anew each time: a file that was rotated away is let go.
+        """
         page, cells = self.place.page, _native.Page.CELLS
+        sink: accesslog.Sink | None = None
         try:
             found = read_snapshot(descriptor)
+            sink = accesslog.open_sink(found.node.access_log)
             self.path.adopt(found, tickets)
         except AscproxyError:
             page.store(cells["revision_failed"], 1)
+            if sink is not None:
+                sink.close()
             raise
+        self.flush_log()
+        if self.sink is not None:
+            self.sink.close()
+        self.sink, self._dropped = sink, 0
         page.store(cells["revision"], metrics.revision_number(found.revision))
         page.store(cells["revision_failed"], 0)
 

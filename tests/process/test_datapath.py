@@ -156,3 +156,15 @@ def test_keys_survive_control_and_the_tenant_must_be_in_force(service: Service, 
     assert service.local("POST", "/keys", {"tenant": "nobody"})[0] == 400
     assert [row["id"] for row in service.local("GET", "/keys")[1]] == [key.split("_")[1]]
     assert chat(service, 1, key)[0] == 200
+
+
+def test_a_rotated_access_log_is_let_go_by_a_reload(service: Service, key: str) -> None:
+    assert chat(service, 1, key)[0] == 200
+    eventually(lambda: access_lines(service))
+    (service.folder / "access.log").rename(service.folder / "access.log.1")
+    service.process.send_signal(signal.SIGHUP)
+    service.until_logged("reloaded")
+    for _ in range(6):
+        assert chat(service, 1, key)[0] == 200
+    eventually(lambda: len(access_lines(service)) == 6)
+    assert len((service.folder / "access.log.1").read_text().splitlines()) == 1

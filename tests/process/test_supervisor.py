@@ -258,6 +258,10 @@ def test_a_unix_listener_is_shared_by_all_workers(tmp_path: Path) -> None:
                 end.connect(str(path))
                 end.sendall(b"GET / HTTP/1.1\r\n\r\n")
                 assert b'"listener":"local"' in end.recv(4096)
+        service.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: set(service.workers()) == {0})
+        with socket.socket(socket.AF_UNIX) as end:  # one worker's end must not take the shared socket with it
+            end.connect(str(path))
         service.process.terminate()
         assert service.process.wait(10) == 0
         assert not path.exists()
