@@ -20,6 +20,7 @@ import lmdb
 
 from ascproxy.control.actions import KeyActions
 from ascproxy.control.node import Node, SharedPage
+from ascproxy.control.running import applicable
 from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot as snapshots
 from ascproxy.model.snapshot import Snapshot
@@ -155,9 +156,10 @@ class Control:
             payload = {"findings": _fitting((str(error),)), "exit_code": error.exit_code}
             self.mailbox.send(Frame(Kind.FAILED, request, payload))
             return
-        descriptor = memfile.seal(f"ascproxy-{loaded.snapshot.revision}", snapshots.encode(loaded.snapshot))
+        taken = loaded.snapshot if self.boot is None else applicable(self.boot, loaded.snapshot)
+        descriptor = memfile.seal(f"ascproxy-{taken.revision}", snapshots.encode(taken))
         payload = {
-            "revision": loaded.snapshot.revision,
+            "revision": taken.revision,
             "warnings": _fitting(loaded.warnings),
             "restart": _fitting(loaded.restart),
         }

@@ -95,6 +95,18 @@ def test_what_needs_a_restart_is_named_and_the_rest_applied(service: Service) ->
     assert service.ask()["revision"] == "0000000000b2"
 
 
+def test_a_worker_that_starts_after_a_listener_was_renamed_finds_its_own(service: Service) -> None:
+    listener = dataclasses.replace(service.snapshot.node.listeners[0], name="renamed")
+    node = dataclasses.replace(service.snapshot.node, listeners=(listener,))
+    service.write(dataclasses.replace(service.snapshot, node=node, revision="0000000000b2"))
+    service.process.send_signal(signal.SIGHUP)
+    service.until_logged("reloaded")
+    for worker in service.workers().values():
+        os.kill(worker["pid"], signal.SIGKILL)
+    eventually(lambda: all(w["restarts"] == 1 and w["state"] == "ready" for w in service.workers().values()))
+    assert service.ask()["listener"] == "main"
+
+
 def test_signals_during_a_reload_lead_to_the_newest_file(service: Service) -> None:
     for n in range(10):
         service.reload(revised(service.snapshot, f"00000000{n:04x}", "acme"))
