@@ -29,16 +29,13 @@ native := $(wildcard native/*.c native/*.h)
 
 .PHONY: help
 help: ## list these commands
-	@awk -F ':.*## ' '/^ifneq \(\$$\(wildcard / {split($$0, part, /[ )]/); absent = system("test -e " part[3])} /^endif/ {absent = 0} \
-	    /^[a-z-]+:.*## / && !absent {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-ifneq ($(wildcard ascproxy/__main__.py),)
 .PHONY: run
 run: build ## start a model server and the gateway, stream one answer (ONCE=1 ends then; UPSTREAM=url MODEL=name)
 	@$(python) tools/first_light.py $(if $(filter-out 0,$(ONCE)),--once) \
 	    $(if $(UPSTREAM),--upstream '$(UPSTREAM)') $(if $(MODEL),--model '$(MODEL)') \
 	    --https-port $(HTTPS_PORT) --metrics-port $(METRICS_PORT)
-endif
 
 .PHONY: test
 test: $(VENV)/.dev $(VENV)/.built ## install, build and run every test (ARGS="tests/unit -k name" for some)

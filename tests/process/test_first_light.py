@@ -18,8 +18,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DRIVER = ROOT / "tools/first_light.py"
 
-pytestmark = pytest.mark.skipif(not (ROOT / "ascproxy/__main__.py").exists(), reason="ascproxy has no command line yet")
-
 
 @pytest.fixture(scope="module")
 def driver() -> ModuleType:
@@ -123,7 +121,7 @@ def test_it_stays_up_until_interrupted_and_stops_both(tmp_path: Path, runs: list
     code, out, err = runs[0].end()
     assert (code, err) == (0, "")
     assert out.endswith("Stopped.\n")
-    assert set(services) == {"ascproxy", "ascproxy.sim"}
+    assert set(services) == {"ascproxy.supervisor", "ascproxy.sim"}
     assert not [pid for pid in services.values() if Path(f"/proc/{pid}").exists()]
     assert len(ports) > 2
     assert all(map(refuses, ports))
@@ -132,7 +130,7 @@ def test_it_stays_up_until_interrupted_and_stops_both(tmp_path: Path, runs: list
 def test_a_gateway_that_dies_is_told_with_its_log(tmp_path: Path, runs: list[Run]) -> None:
     runs.append(Run(tmp_path))
     runs[0].read_until("Up until Ctrl-C.")
-    os.kill(children(runs[0].process.pid)["ascproxy"], signal.SIGKILL)
+    os.kill(children(runs[0].process.pid)["ascproxy.supervisor"], signal.SIGKILL)
     code, _, err = runs[0].end()
     assert code == 1
     assert err.startswith("The gateway went away.\n")
