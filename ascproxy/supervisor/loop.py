@@ -11,19 +11,18 @@ import selectors
 import signal
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from ascproxy import _native
 from ascproxy.clock import monotonic_ns
-from ascproxy.net import listener, tls
+from ascproxy.net import listener
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
 from ascproxy.supervisor import child
 from ascproxy.supervisor.child import Child
+from ascproxy.supervisor.commands import Answer, Commands
 from ascproxy.supervisor.holdings import Holdings
 from ascproxy.supervisor.notify import Notifier
-from ascproxy.supervisor.reload import Outcome, Reload
+from ascproxy.supervisor.reload import Reloader
 from ascproxy.supervisor.slots import MS, Action, Event, Fleet, Order, Slot, State
 from ascproxy.telemetry import metrics
 from ascproxy.telemetry.log import Log
@@ -33,16 +32,6 @@ DRAIN_GRACE_MS = 5_000  # after the last deadline of a drain, workers are killed
 TICKETS_NS = 8 * 3600 * 1000 * MS  # how long a key of session tickets encrypts
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
 CONTROL = -1  # the key of control where slots are keys
-
-Answer = Callable[[str | None, Frame | None], None]  # (why it failed, or None; the frame)
-
-
-@dataclass(slots=True)
-class Pending:
-    """A command that has not been answered yet."""
-
-    slot: int
-    answer: Answer
 
 
 class Supervisor:
@@ -68,12 +57,18 @@ class Supervisor:
         self._control_slot = Slot(CONTROL)
         self._control_box: Mailbox | None = None
         self._children: dict[int, Child] = {}
-        self._pending: dict[int, Pending] = {}
-        self._requests = 0
-        self._reload: Reload | None = None
-        self._reload_wanted = False
-        self._loading = False
-        self._given: dict[int, int] = {}  # slot -> descriptor of the snapshot that its worker decides on
+        self._commands = Commands()
+        self._reloader = Reloader(
+            holdings=holdings,
+            fleet=self.fleet,
+            notifier=self.notifier,
+            log=log,
+            to_control=self._command_control,
+            to_worker=self._command,
+            control_ready=lambda: self._control_slot.state is State.READY,
+            in_force=self._serve_control,
+            status=self._status,
+        )
         self._wanted = holdings.node.workers
         self._drain_ms = (holdings.node.limits.drain_unary_ms, holdings.node.limits.drain_stream_ms)
         self._hard_stop_ns: int | None = None
@@ -131,7 +126,8 @@ class Supervisor:
         if self.fleet.stopping and self.fleet.settled:
             self._carry_out_control(self._control_slot.step(Event.UNWANTED, now))
         if now >= self._rotate_ns:
-            self._rotate_tickets(now)
+            self._rotate_ns = now + TICKETS_NS
+            self._reloader.rotate_tickets()
         if self.notifier.watchdog_ns is not None and now >= self._watchdog_ns:
             self.notifier.watchdog()
             self._watchdog_ns = now + self.notifier.watchdog_ns
@@ -154,7 +150,7 @@ class Supervisor:
                 case signal.SIGINT:
                     self._stop("SIGINT", (INTERRUPT_DRAIN_MS, INTERRUPT_DRAIN_MS))
                 case signal.SIGHUP:
-                    self._start_reload()
+                    self._reloader.start()
                 case signal.SIGTTIN:
                     self._resize(self._wanted + 1)
                 case signal.SIGTTOU:
@@ -221,7 +217,7 @@ class Supervisor:
             self.log.error("metric page was damaged and starts anew", slot=number)
         if lost:
             self.log.debug("frames of a gone worker discarded", slot=number, frames=lost)
-        self._given[number] = self.holdings.snapshot
+        self._reloader.given[number] = self._reloader.serial
         running = child.fork(partial(self._run_worker, number))
         self._children[number] = running
         self._selector.register(running.pidfd, selectors.EVENT_READ, partial(self._on_worker_exit, number))
@@ -323,26 +319,10 @@ class Supervisor:
             on_frame(frame)
 
     def _command(self, number: int, frame: Frame, answer: Answer) -> None:
-        """Send a command; ``answer`` is called once, at once if it cannot be sent."""
-        box = self._control_box if number == CONTROL else self.holdings.berths[number].ours
-        self._requests += 1
-        numbered = Frame(frame.kind, self._requests, frame.payload, frame.descriptors)
-        self._pending[self._requests] = Pending(number, answer)
-        if box is None or not box.send(numbered):
-            self._answered(self._requests, "its mailbox is full or closed", None)
+        self._commands.send(number, self.holdings.berths[number].ours, frame, answer)
 
-    def _answered(self, request: int, reason: str | None, frame: Frame | None) -> None:
-        pending = self._pending.pop(request, None)
-        if pending is not None:
-            pending.answer(reason, frame)
-
-    def _fail_pending(self, number: int) -> None:
-        for request in [request for request, pending in self._pending.items() if pending.slot == number]:
-            self._answered(request, "the process exited", None)
-
-    def _on_reply(self, frame: Frame) -> None:
-        failed = frame.kind is Kind.FAILED
-        self._answered(frame.request, str(frame.payload.get("reason", "no reason given")) if failed else None, frame)
+    def _command_control(self, frame: Frame, answer: Answer) -> None:
+        self._commands.send(CONTROL, self._control_box, frame, answer)
 
     def _on_worker_frame(self, number: int, frame: Frame) -> None:
         slot, now = self.fleet.slots[number], monotonic_ns()
@@ -350,12 +330,12 @@ class Supervisor:
         match frame.kind:
             case Kind.READY:
                 self._carry_out(self.fleet.step(number, Event.READY, now))
-                self._hand_missed_revision(number)
+                self._reloader.worker_ready(number)
                 self._announce()
             case Kind.FAILED if frame.request == 0:
                 self.log.error("worker cannot start", slot=number, reason=str(frame.payload.get("reason")))
             case Kind.DONE | Kind.FAILED:
-                self._on_reply(frame)
+                self._commands.reply(frame)
 
     def _announce(self) -> None:
         if self._announced or self.fleet.ready < self._wanted:
@@ -386,7 +366,7 @@ class Supervisor:
         report = self.log.info if expected else self.log.warning
         report("worker exited", slot=number, status=_status_words(status), was_ready=slot.state is State.READY)
         orders = self.fleet.step(number, Event.EXITED, now)
-        self._fail_pending(number)
+        self._commands.fail(number)
         self._draining.discard(number)
         self._carry_out(orders)
         self._close_when_drained()
@@ -430,7 +410,7 @@ class Supervisor:
                 self.holdings.control.fileno(),
             ),
         )
-        self._command(CONTROL, frame, self._on_control_serves)
+        self._command_control(frame, self._on_control_serves)
 
     def _on_control_serves(self, reason: str | None, _: Frame | None) -> None:
         if reason is not None:
@@ -439,13 +419,12 @@ class Supervisor:
                 self._children[CONTROL].signal(signal.SIGKILL)
             return
         self._carry_out_control(self._control_slot.step(Event.READY, monotonic_ns()))
-        if self._reload_wanted:
-            self._start_reload()
+        self._reloader.take_up()
 
     def _on_control_frame(self, frame: Frame) -> None:
         self._control_slot.beat(monotonic_ns())
         if frame.kind in (Kind.DONE, Kind.FAILED):
-            self._on_reply(frame)
+            self._commands.reply(frame)
 
     def _on_control_exit(self) -> None:
         running = self._children.pop(CONTROL)
@@ -459,112 +438,9 @@ class Supervisor:
         if self._control_slot.state is not State.DRAINING:
             self.log.error("control exited and is replaced", status=_status_words(status or 0))
         actions = self._control_slot.step(Event.EXITED, monotonic_ns())
-        self._fail_pending(CONTROL)
+        self._commands.fail(CONTROL)
         self._carry_out_control(actions)
-
-    # reload
-
-    def _start_reload(self) -> None:
-        if self.fleet.stopping:
-            return
-        if self._loading or self._reload is not None or self._control_slot.state is not State.READY:
-            self._reload_wanted = True  # taken up when the one under way, or control's start, is over
-            return
-        self._reload_wanted = False
-        self._loading = True
-        self.notifier.reloading(monotonic_ns())
-        self._command(CONTROL, Frame(Kind.LOAD), self._on_loaded)
-
-    def _on_loaded(self, reason: str | None, frame: Frame | None) -> None:
-        self._loading = False
-        if reason is not None or frame is None or not frame.descriptors:
-            findings = _sentences(frame, "findings") or [reason or "control sent no snapshot"]
-            self.log.error(
-                f"reload refused, revision {self.holdings.revision} stays in force", findings=_shown(findings)
-            )
-            self._end_reload()
-            return
-        for sentence in _sentences(frame, "restart"):
-            self.log.warning(f"takes effect at the next restart: {sentence}")
-        for sentence in _sentences(frame, "warnings"):
-            self.log.warning(sentence)
-        ready = {slot.number for slot in self.fleet.slots if slot.state is State.READY}
-        self._reload = Reload(str(frame.payload["revision"]), frame.descriptors[0], set(ready))
-        if not ready:
-            self._on_outcomes(self._reload, (Outcome.FIRST_SUCCESS, Outcome.ALL))  # whoever starts next takes it
-        # A client CA may have changed, and with it who may resume a session: keys that know no earlier ticket.
-        self.holdings.tickets = tls.fresh(os.urandom)
-        for number in ready:
-            self._command(
-                number, self._revision_frame(self._reload.snapshot), partial(self._on_revision, number, self._reload)
-            )
-
-    def _revision_frame(self, snapshot: int) -> Frame:
-        return Frame(Kind.REVISION, payload={"tickets": self.holdings.tickets.pack().hex()}, descriptors=(snapshot,))
-
-    def _rotate_tickets(self, now: int) -> None:
-        self._rotate_ns = now + TICKETS_NS
-        self.holdings.tickets = tls.rotate(self.holdings.tickets, os.urandom)
-        for slot in self.fleet.slots:
-            if slot.state is State.READY:
-                frame = Frame(Kind.TICKETS, payload={"tickets": self.holdings.tickets.pack().hex()})
-                self._command(slot.number, frame, lambda *_: None)
-
-    def _on_revision(self, number: int, reload: Reload, reason: str | None, _: Frame | None) -> None:
-        if reason is not None:
-            self.log.error("worker keeps its revision", slot=number, reason=reason)
-        else:
-            self._given[number] = reload.snapshot
-        self._on_outcomes(reload, reload.answer(number, reason))
-
-    def _on_outcomes(self, reload: Reload, outcomes: tuple[Outcome, ...]) -> None:
-        for outcome in outcomes:
-            match outcome:
-                case Outcome.FIRST_SUCCESS:
-                    os.close(self.holdings.snapshot)
-                    self.holdings.snapshot, self.holdings.revision = reload.snapshot, reload.revision
-                    self._serve_control()
-                case Outcome.ALL:
-                    self.log.info("reloaded", revision=reload.revision)
-                case Outcome.SOME:
-                    self.log.error(
-                        "reloaded, but not everywhere", revision=reload.revision, slots=_shown(reload.failed)
-                    )
-                case Outcome.NONE:
-                    os.close(reload.snapshot)
-                    self.log.error(f"reload failed, revision {self.holdings.revision} stays in force")
-        if Outcome.WAITING not in outcomes and outcomes:
-            self._reload = None
-            for slot in self.fleet.slots:
-                if slot.state is State.READY and slot.number not in reload.failed:
-                    self._hand_missed_revision(slot.number)
-            self._end_reload()
-
-    def _end_reload(self) -> None:
-        self.notifier.ready(self._status())
-        if self._reload_wanted:
-            self._start_reload()
-
-    def _hand_missed_revision(self, number: int) -> None:
-        """A worker that started while a revision was being taken in gets it when it is ready."""
-        snapshot = self.holdings.snapshot
-        if self._reload is None and self._given[number] != snapshot:
-            self._given[number] = snapshot
-            self._command(number, self._revision_frame(snapshot), partial(self._on_late_revision, number))
-
-    def _on_late_revision(self, number: int, reason: str | None, _: Frame | None) -> None:
-        if reason is not None:
-            self.log.error("worker keeps its revision", slot=number, reason=reason)
 
 
 def _status_words(status: int) -> str:
     return f"exit {status}" if status >= 0 else signal.Signals(-status).name
-
-
-def _sentences(frame: Frame | None, name: str) -> list[str]:
-    found: Any = frame.payload.get(name, []) if frame is not None else []
-    return [str(sentence) for sentence in found]
-
-
-def _shown(values: Any) -> list[str]:
-    return [str(value) for value in values][:20]

@@ -1,8 +1,18 @@
-"""The decisions of one reload."""
+"""The decisions of one reload, and what carries them out, with children that the test plays."""
 
 from __future__ import annotations
 
-from ascproxy.supervisor.reload import Outcome, Reload
+import os
+from types import SimpleNamespace
+from typing import Any
+
+from ascproxy.net import memfile, tls
+from ascproxy.net.mailbox import Frame, Kind
+from ascproxy.supervisor.commands import Answer
+from ascproxy.supervisor.notify import Notifier
+from ascproxy.supervisor.reload import Outcome, Reload, Reloader
+from ascproxy.supervisor.slots import Event, Fleet
+from ascproxy.telemetry.log import Log
 
 
 def test_the_first_success_puts_it_in_force_and_the_last_answer_ends_it() -> None:
@@ -24,3 +34,101 @@ def test_without_a_success_nothing_is_in_force() -> None:
     reload = Reload("a", 9, {0, 1})
     assert reload.answer(1, "x") == (Outcome.WAITING,)
     assert reload.answer(0, "the process exited") == (Outcome.NONE,)
+
+
+class Played:
+    """A reloader whose control and workers are the test: what they were asked waits in ``asked``."""
+
+    def __init__(self, workers: int) -> None:
+        self.asked: list[tuple[int | None, Frame, Answer]] = []
+        self.fleet = Fleet()
+        self.fleet.resize(workers, 0)
+        first = memfile.seal("first", b"first")
+        self.holdings: Any = SimpleNamespace(snapshot=first, revision="first", tickets=tls.fresh(os.urandom))
+        self.reloader = Reloader(
+            holdings=self.holdings,
+            fleet=self.fleet,
+            notifier=Notifier({}, 1),
+            log=Log("test", outlet=SimpleNamespace(write=len, terminal=False)),  # type: ignore[arg-type]
+            to_control=lambda frame, answer: self.asked.append((None, frame, answer)),
+            to_worker=lambda number, frame, answer: self.asked.append((number, frame, answer)),
+            control_ready=lambda: True,
+            in_force=lambda: None,
+            status=lambda: "",
+        )
+        for slot in range(workers):
+            self.reloader.given[slot] = 0
+
+    def ready(self, slot: int) -> None:
+        self.fleet.step(slot, Event.READY, 0)
+        self.reloader.worker_ready(slot)
+
+    def load(self, revision: str) -> None:
+        self.reloader.start()
+        number, frame, answer = self.asked.pop(0)
+        assert (number, frame.kind) == (None, Kind.LOAD)
+        answer(None, Frame(Kind.DONE, payload={"revision": revision}, descriptors=(memfile.seal("x", b""),)))
+
+    def answer(self, slot: int, reason: str | None = None) -> None:
+        number, frame, answer = self.asked.pop(0)
+        assert (number, frame.kind) == (slot, Kind.REVISION)
+        answer(reason, None)
+
+
+def test_a_worker_that_starts_during_two_reloads_gets_the_newest_once() -> None:
+    """Descriptors are reused: that of the second revision is likely the one that the worker started with."""
+    played = Played(2)
+    played.ready(0)
+    for revision in ("second", "third"):
+        played.load(revision)
+        played.answer(0)
+        assert played.holdings.revision == revision
+    played.ready(1)
+    number, frame, answer = played.asked.pop()
+    assert (number, frame.kind, frame.descriptors) == (1, Kind.REVISION, (played.holdings.snapshot,))
+    answer(None, None)
+    played.reloader.worker_ready(1)
+    assert played.asked == []
+
+
+def test_what_is_wanted_during_a_reload_is_one_more_reload() -> None:
+    played = Played(1)
+    played.ready(0)
+    played.load("second")
+    played.reloader.start()
+    played.reloader.start()
+    assert len(played.asked) == 1
+    played.answer(0)
+    assert [frame.kind for _, frame, _ in played.asked] == [Kind.LOAD]
+
+
+def test_without_a_ready_worker_whoever_starts_next_takes_it() -> None:
+    played = Played(1)
+    played.load("second")
+    assert played.holdings.revision == "second"
+    played.ready(0)
+    played.answer(0)
+
+
+def test_a_refused_reload_ends_and_the_next_can_begin() -> None:
+    played = Played(1)
+    played.ready(0)
+    played.reloader.start()
+    played.asked.pop()[2]("no reason given", Frame(Kind.FAILED, payload={"findings": ["line 3: wrong"]}))
+    assert played.holdings.revision == "first"
+    played.load("second")
+    played.answer(0, "cannot build")
+    assert played.holdings.revision == "first"
+    played.load("third")
+    played.answer(0)
+    assert played.holdings.revision == "third"
+
+
+def test_rotation_gives_every_ready_worker_the_next_key() -> None:
+    played = Played(2)
+    played.ready(0)
+    before = played.holdings.tickets
+    played.reloader.rotate_tickets()
+    (number, frame, _) = played.asked.pop()
+    assert (number, frame.kind, played.asked) == (0, Kind.TICKETS, [])
+    assert tls.TicketKeys.unpack(bytes.fromhex(frame.payload["tickets"])).current == before.next
