@@ -62,7 +62,7 @@ class Exchange:
         self._log = log
         self._environ = environ
         self._monotonic_ns = monotonic_ns
-        self._authenticator = Authenticator(key_lookup, key_epoch, wall_ns)
+        self._authenticate = Authenticator(key_lookup, key_epoch, wall_ns).authenticate
         self._runtime: Runtime
         self._dispatcher: Dispatcher
         self._sweeping: TimerHandle | None = None
@@ -123,7 +123,8 @@ class Exchange:
         if stream.two_credentials:
             refuse(stream, self._meter, "two_credentials")
             return
-        if self._principal(stream, runtime) is not None:
+        principal = self._authenticate(stream)
+        if principal is not None and principal.tenant in runtime.tenants:
             stream.body_limit = min(limits.max_body, runtime.max_body)
         elif 0 <= stream.content_length <= limits.max_unauthenticated_body:
             stream.body_limit = limits.max_unauthenticated_body
@@ -143,8 +144,8 @@ class Exchange:
         if stream.two_credentials:
             refuse(stream, self._meter, "two_credentials")
             return
-        principal = self._principal(stream, runtime)
-        if principal is None:
+        principal = self._authenticate(stream)
+        if principal is None or principal.tenant not in runtime.tenants:
             refuse(stream, self._meter, "invalid_api_key")
             return
         stream.principal = principal
@@ -203,14 +204,6 @@ class Exchange:
         # 4 settle
         if stream.context is not None:
             self._dispatcher.settle(stream)
-
-    # ---- authenticate --------------------------------------------------------------------------------------------
-
-    def _principal(self, stream: Stream, runtime: Runtime) -> Principal | None:
-        principal = self._authenticator.authenticate(stream)
-        if principal is not None and not runtime.router.serves(principal.tenant):
-            return None
-        return principal
 
     # ---- route ---------------------------------------------------------------------------------------------------
 

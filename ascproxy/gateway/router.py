@@ -139,12 +139,11 @@ class Table(Generic[T]):
 class Router:
     """The routes of one snapshot. Its only mutable part is a bounded memory of compiled scopes."""
 
-    __slots__ = ("_anywhere", "_matches", "_routes", "_scopes", "_tables", "_tenants")
+    __slots__ = ("_anywhere", "_matches", "_routes", "_scopes", "_tables")
 
     def __init__(self, snapshot: Snapshot) -> None:
         providers = {provider.name: provider for provider in snapshot.providers}
         self._routes = snapshot.routes
-        self._tenants = frozenset(tenant.name for tenant in snapshot.tenants)
         self._matches: dict[Operation, list[Match]] = {}
         self._tables: dict[Operation, Table[Match | Refused]] = {}
         for operation, shape in OPERATIONS.items():
@@ -154,10 +153,6 @@ class Router:
             self._tables[operation] = Table((m, r.tenants, found[r.name]) for r in candidates for m in r.models)
         self._anywhere = Table((model, r.tenants, True) for r in snapshot.routes for model in r.models)
         self._scopes: dict[tuple[str, ...], Table[bool]] = {}
-
-    def serves(self, tenant: str) -> bool:
-        """Whether the snapshot has that tenant: the keys of one that is gone are no good."""
-        return tenant in self._tenants
 
     def route(self, principal: Principal, operation: Operation, model: bytes) -> Match | Refused:
         """Where ``principal`` is to be served. The scope is asked first, so that a key learns nothing about models

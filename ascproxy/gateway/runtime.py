@@ -89,6 +89,7 @@ class Runtime:
         "pools",
         "revision",
         "router",
+        "tenants",
     )
 
     def __init__(
@@ -104,6 +105,7 @@ class Runtime:
         self._native = native
         self._meter = meter
         self.revision = snapshot.revision
+        self.tenants = frozenset(tenant.name for tenant in snapshot.tenants)  # keys of others are no good
         self.router = Router(snapshot)
         self.limits: dict[str, Limits] = {listener.name: listener.limits for listener in snapshot.node.listeners}
         self.node_limits = snapshot.node.limits  # of a listener that this revision does not have any more
