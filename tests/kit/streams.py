@@ -477,10 +477,12 @@ class FakeConnector:
         self.core = core
         self.down: dict[int, Exception] = {}
         self.asked: list[tuple[int, int]] = []  # endpoint, within_ms
+        self.addresses: list[Any] = []
         self.gate: asyncio.Event | None = None
 
     async def connect(self, address: Any, within_ms: int) -> FakeUpstream:
         self.asked.append((address.endpoint, within_ms))
+        self.addresses.append(address)
         if self.gate is not None:
             await self.gate.wait()
         if address.endpoint in self.down:

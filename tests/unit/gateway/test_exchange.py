@@ -12,7 +12,7 @@ from ascproxy.errors import AscproxyError
 from ascproxy.gateway.exchange import Exchange
 from ascproxy.model.key import KeyRow
 from ascproxy.model.node import Limits
-from ascproxy.model.provider import Credential, UpstreamTimeouts
+from ascproxy.model.provider import Credential, UpstreamTimeouts, UpstreamTls
 from ascproxy.model.route import Target
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.upstream.connection import ConnectError
@@ -179,8 +179,40 @@ async def test_connections_are_kept_as_long_as_the_server_keeps_them(world: Make
 async def test_a_connection_that_cannot_be_reused_is_not_kept(world: Make) -> None:
     w = world(one())
     w.core.answer(await w.sent(), keep=False)
+    assert len(w.exchange._runtime.pools[0]) == 0
     w.core.answer(await w.sent())
     assert len(w.core.connections) == 2
+
+
+async def test_waiting_connections_are_swept(world: Make) -> None:
+    w = world(one())
+    w.core.answer(await w.sent())
+    w.clock.sleep_ms(4_000)
+    w.exchange._sweep()
+    assert not w.core.connections[0].open
+
+
+async def test_idle_endpoints_take_turns(world: Make) -> None:
+    w = world(snapshot((route("chat"),), (provider("rack-a", 1, 2),)))
+    asked = []
+    for _ in range(4):
+        stream = await w.sent()
+        asked.append(stream.upstream.endpoint)
+        w.core.answer(stream)
+    assert sorted(asked[:2]) == sorted(asked[2:]) == [1, 2]
+
+
+async def test_an_https_endpoint_is_verified_as_its_provider_says(world: Make) -> None:
+    both = provider("rack-a", endpoint(1, "https://gpu:8443"), endpoint(2), tls=UpstreamTls(ca="/ca.pem"))
+    w = world(snapshot((route("chat"),), (both,)))
+    for _ in range(2):
+        await w.sent()
+    secure, plain = sorted(w.connector.addresses, key=lambda a: a.endpoint)
+    assert secure.tls.files == {"ca": "/ca.pem", "certificate": None, "key": None}
+    assert (secure.server_name, secure.port) == ("gpu", 8443)
+    assert plain.tls is None
+    for upstream in w.core.connections:
+        w.core.answer(upstream.stream)
 
 
 async def test_endpoints_take_turns_and_the_busy_one_comes_last(world: Make) -> None:
@@ -711,6 +743,19 @@ async def test_a_revision_that_cannot_be_applied_changes_nothing_and_names_all_t
     stream = await w.sent()
     assert stream.upstream.endpoint == 1
     w.core.answer(stream)
+
+
+async def test_a_certificate_that_cannot_be_read_is_a_sentence(world: Make) -> None:
+    w = world(one())
+    with pytest.raises(AscproxyError, match=r"^provider rack-a: tls: cannot read /missing$"):
+        w.exchange.adopt(
+            snapshot((), (provider("rack-a", endpoint(1, "https://gpu"), tls=UpstreamTls(ca="/missing")),))
+        )
+
+
+async def test_a_credential_that_no_provider_uses_is_not_read(world: Make) -> None:
+    w = world(one())
+    w.exchange.adopt(snapshot((), (provider("rack-a", 1),), credentials=(Credential("c", "file", "/nowhere"),)))
 
 
 async def test_a_revoked_key_is_refused_on_the_next_request(world: Make) -> None:

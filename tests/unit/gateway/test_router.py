@@ -156,6 +156,7 @@ def test_more_scopes_than_are_remembered_are_still_right(monkeypatch: pytest.Mon
             who = caller(models=(f"m{n}",))
             assert outcome(r.route(who, CHAT, f"m{n}".encode())) == "r"
             assert outcome(r.route(who, CHAT, b"m9")) == "model_not_allowed"
+            assert len(r._scopes) <= 2
 
 
 letters = st.text(alphabet="ab-é", max_size=6)
