@@ -116,7 +116,7 @@ class Asking:
 
 
 class Dispatcher:
-    """Sends requests for one worker. ``stream.context`` is its own: (:class:`Leg`, time of the beginning) while the
+    """Sends requests for one worker. ``stream.context`` is its own: (course, leg, time of the beginning) while the
     first attempt is under way on a pooled connection, an :class:`Asking` in all other cases."""
 
     __slots__ = ("_alerted", "_budget", "_connector", "_log", "_loop", "_meter", "_monotonic_ns")
@@ -148,7 +148,7 @@ class Dispatcher:
         upstream = pool.take(now_ns)
         if upstream is not None:
             pool.in_flight += 1
-            stream.context = (leg, now_ns)
+            stream.context = (course, leg, now_ns)
             # The last thing done: a failure inside of it calls `failed` before it returns.
             stream.forward(upstream, leg.plan)
             return
@@ -161,8 +161,8 @@ class Dispatcher:
         now_ns = self._monotonic_ns()
         context = stream.context
         if type(context) is tuple:
-            leg, began_ns = context
-            stream.context = asking = Asking(leg.course, leg, began_ns + leg.course.total_ms * MS)
+            course, leg, began_ns = context
+            stream.context = asking = Asking(course, leg, began_ns + course.total_ms * MS)
         else:
             asking = context
         leg = asking.leg
@@ -191,7 +191,7 @@ class Dispatcher:
     def settle(self, stream: Stream) -> None:
         """The exchange is over: its connection goes back where it came from."""
         context = stream.context
-        leg = context[0] if type(context) is tuple else context.leg
+        leg = context[1] if type(context) is tuple else context.leg
         if leg is None:
             return
         pool = leg.pool

@@ -27,13 +27,13 @@ PoolKey = tuple[str, int, int]  # host, port, pool_idle_ms
 
 
 class Leg:
-    """One endpoint of one target of a course: all that asking it takes."""
+    """One endpoint of the target ``index`` of a course: all that asking it takes. It does not know its course: a cycle
+    would keep the secrets of a revision that is gone until the collector comes by."""
 
-    __slots__ = ("address", "block", "course", "index", "plan", "pool", "provider")
+    __slots__ = ("address", "block", "index", "plan", "pool", "provider")
 
     def __init__(
         self,
-        course: Course,
         *,
         index: int,
         plan: Plan,
@@ -42,7 +42,6 @@ class Leg:
         address: Address,
         provider: str,
     ) -> None:
-        self.course = course
         self.index = index
         self.plan = plan
         self.block = block
@@ -158,7 +157,6 @@ class Runtime:
                     pool, address = self._addresses[endpoint.id]
                     legs.append(
                         Leg(
-                            course,
                             index=index,
                             plan=plan,
                             block=block,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -708,6 +710,25 @@ async def test_a_request_finishes_on_the_revision_it_began_with(world: Make) -> 
     assert stream.upstream.endpoint == 2, "the fallback of the old revision"
     w.core.answer(stream)
     assert not w.core.connections[-1].open, "nobody will use that pool again"
+
+
+async def test_a_revision_that_is_gone_leaves_no_secret_behind(world: Make) -> None:
+    """Its plans and credentials are freed at once, not when the garbage collector comes by."""
+    snap = snapshot(
+        (route("chat"),), (provider("rack-a", 1, credential="c"),), credentials=(Credential("c", "file", "/c"),)
+    )
+    w = world(snap, files={"/c": b"s"})
+    stream = await w.sent()
+    secret = weakref.ref(stream.plans[0].secret)
+    w.core.answer(stream, 503)
+    w.core.settled.clear()
+    del stream
+    gc.disable()
+    try:
+        w.exchange.adopt(snap)
+        assert secret() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_reload_keeps_connections_of_endpoints_that_stay(world: Make) -> None:
