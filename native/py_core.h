@@ -243,6 +243,12 @@ static inline void conn_deadline(Conn *c, uint8_t kind, uint64_t at_ns)
         wheel_set(&c->core->wheel, &c->timer, at_ns);
 }
 
+/* Nothing that was read from the socket is left to decrypt or to hand out. */
+static inline bool tls_drained(const tls_conn *connection)
+{
+    return tls_pending_input(connection) == 0 && tls_pending_plain(connection) == 0;
+}
+
 /* py_downstream.c */
 PyObject *downstream_new(Core *core, Listener *listener);
 void down_run(Downstream *d, char *bytes, size_t len);

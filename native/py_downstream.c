@@ -491,8 +491,11 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
         if (c->kind == DOWN_HANDSHAKE && tls_established(c->tls))
             conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
         if (got > 0) {
+            bool drained = tls_drained(c->tls);
             if (c->kind != DOWN_LINGER)
                 down_run(d, core->plain, (size_t)got);
+            if (drained)
+                break; /* asking once more would only be told to wait */
         } else if (got == TLS_WANT) {
             break;
         } else if (got == TLS_CLOSED) {

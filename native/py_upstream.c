@@ -322,7 +322,10 @@ static void up_decrypt(Upstream *u, const char *bytes, size_t len)
             tell_ready(u, "");
         }
         if (got > 0) {
+            bool drained = tls_drained(c->tls);
             up_input(u, core->up_window->bytes, (size_t)got);
+            if (drained)
+                return;
         } else if (got == TLS_WANT) {
             return;
         } else {
