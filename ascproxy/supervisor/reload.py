@@ -39,7 +39,7 @@ class Outcome(Enum):
 
 @dataclass(slots=True)
 class Reload:
-    """``revision`` is being handed to the slots in ``waiting``. ``snapshot``: its descriptor; ``serial``: its number."""
+    """``revision`` goes to the slots in ``waiting``. ``snapshot``: its descriptor; ``serial``: its number."""
 
     revision: str
     snapshot: int
