@@ -59,6 +59,44 @@ void core_put_scan(Core *core, json_request *scan)
         json_request_free(scan);
 }
 
+/* A bytes object for paths, methods and models, which are few and come again and again: the same object as last time,
+ * so that neither memory nor a hash is spent. A direct-mapped table: what collides replaces, so callers cannot grow it. */
+PyObject *core_text(Core *core, const char *bytes, size_t len)
+{
+    if (len == 0 || len > TEXT_MAX)
+        return PyBytes_FromStringAndSize(bytes, (Py_ssize_t)len);
+    size_t slot = (len * 31u + (unsigned char)bytes[len - 1] * 7u + (unsigned char)bytes[len / 2]) & (TEXTS - 1);
+    PyObject *known = core->texts[slot];
+    if (known != NULL && (size_t)PyBytes_GET_SIZE(known) == len && memcmp(PyBytes_AS_STRING(known), bytes, len) == 0)
+        return Py_NewRef(known);
+    PyObject *text = PyBytes_FromStringAndSize(bytes, (Py_ssize_t)len);
+    if (text != NULL)
+        Py_XSETREF(core->texts[slot], Py_NewRef(text));
+    return text;
+}
+
+/* Memory of a Stream: that of an earlier one if there is any. Uninitialised but for its object header. */
+Stream *core_take_stream(Core *core)
+{
+    Stream *s = core->spare_streams;
+    if (s == NULL)
+        return PyObject_New(Stream, &Stream_Type);
+    core->spare_streams = (Stream *)(void *)s->core;
+    core->n_spare_streams--;
+    return (Stream *)PyObject_Init((PyObject *)s, &Stream_Type);
+}
+
+void core_put_stream(Core *core, Stream *s)
+{
+    if (core->n_spare_streams >= KEPT) {
+        PyObject_Free(s);
+        return;
+    }
+    s->core = (Core *)(void *)core->spare_streams;
+    core->spare_streams = s;
+    core->n_spare_streams++;
+}
+
 /* ---- Window ------------------------------------------------------------------------------------------------------- */
 
 static int window_getbuffer(Window *self, Py_buffer *view, int flags)
@@ -180,6 +218,15 @@ static void core_dealloc(Core *core)
     free(core->output.bytes);
     while (core->n_scans)
         json_request_free(core->scans[--core->n_scans]);
+    while (core->n_spare_bodies)
+        free(core->spare_bodies[--core->n_spare_bodies]);
+    while (core->spare_streams != NULL) {
+        Stream *s = core->spare_streams;
+        core->spare_streams = (Stream *)(void *)s->core;
+        PyObject_Free(s);
+    }
+    for (unsigned i = 0; i < TEXTS; i++)
+        Py_XDECREF(core->texts[i]);
     EVP_MD_CTX_free(core->digest);
     EVP_MD_free(core->sha256);
     Py_TYPE(core)->tp_free((PyObject *)core);
@@ -255,8 +302,8 @@ static PyObject *core_connect(Core *core, PyObject *args)
     PyObject *tls, *server_name, *ready;
     if (!PyArg_ParseTuple(args, "iOUO", &endpoint, &tls, &server_name, &ready))
         return NULL;
-    if (tls != Py_None && asc_tls_context(tls) == NULL) {
-        PyErr_SetString(PyExc_TypeError, "tls is a TlsContext or None");
+    if (tls != Py_None && (asc_tls_context(tls) == NULL || asc_tls_is_server(tls))) {
+        PyErr_SetString(PyExc_TypeError, "tls is a client's TlsContext or None");
         return NULL;
     }
     Factory *f = factory_new(core);

@@ -38,6 +38,15 @@
 #define TAILROOM 16u         /* behind it: room for the end of a chunk and the last chunk */
 #define PIPELINE_MAX 65536u  /* bytes read ahead of a request in flight */
 #define HEADS_MAX 65536u
+#define TEXTS 64u       /* power of two */
+#define TEXT_MAX 128u
+#define SPARES 64u      /* what is kept for the next request instead of being freed */
+#define SPARE_BODY 2048u
+#ifdef __SANITIZE_ADDRESS__
+#define KEPT 0u /* memory that is used again would hide a use after free */
+#else
+#define KEPT SPARES
+#endif
 #define LOG_MAX (1u << 20)
 #define PROGRESS_NS (1000 * MS) /* how often a stalled client is looked at */
 #define LINGER_NS (2000 * MS)   /* how long a refused client may go on sending (RFC 9112 9.6) */
@@ -86,6 +95,10 @@ struct Core {
     http1_head head;     /* the head being parsed; consumed before the next one */
     json_request *scans[8];
     unsigned n_scans;
+    PyObject *texts[TEXTS];      /* bytes objects of short texts that come again and again: see core_text */
+    Stream *spare_streams;       /* linked by `core` (freed objects have no other use for it) */
+    char *spare_bodies[SPARES];  /* blocks of SPARE_BODY bytes */
+    unsigned n_spare_streams, n_spare_bodies;
     EVP_MD *sha256;
     EVP_MD_CTX *digest;
     uint64_t random[2];
@@ -282,6 +295,9 @@ const char *core_date(Core *core, const char **stamp, unsigned *millis);
 json_request *core_take_scan(Core *core);
 void core_put_scan(Core *core, json_request *scan);
 uint64_t core_random(Core *core);
+PyObject *core_text(Core *core, const char *bytes, size_t len);
+Stream *core_take_stream(Core *core);
+void core_put_stream(Core *core, Stream *s);
 
 /* py_plan.c */
 const asc_names *names_of(PyObject *names);

@@ -141,8 +141,8 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         PyErr_SetString(PyExc_TypeError, "Listener needs name, tls and limits");
         return NULL;
     }
-    if (tls != Py_None && asc_tls_context(tls) == NULL) {
-        PyErr_SetString(PyExc_TypeError, "tls is a TlsContext or None");
+    if (tls != Py_None && (asc_tls_context(tls) == NULL || !asc_tls_is_server(tls))) {
+        PyErr_SetString(PyExc_TypeError, "tls is a server's TlsContext or None");
         return NULL;
     }
     Listener *self = (Listener *)type->tp_alloc(type, 0);
@@ -181,7 +181,7 @@ static int listener_set_tls(Listener *self, PyObject *value, void *unused)
 {
     (void)unused;
     /* A listener does not change between plaintext and TLS: that is another listener. */
-    if (value == NULL || self->tls == Py_None || value == Py_None || asc_tls_context(value) == NULL) {
+    if (value == NULL || self->tls == Py_None || value == Py_None || asc_tls_context(value) == NULL || !asc_tls_is_server(value)) {
         PyErr_SetString(PyExc_TypeError, "tls is replaced by another TlsContext only");
         return -1;
     }

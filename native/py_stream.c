@@ -85,7 +85,7 @@ static void name_request(Stream *s)
 Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
 {
     Core *core = d->conn.core;
-    Stream *s = PyObject_New(Stream, &Stream_Type);
+    Stream *s = core_take_stream(core);
     if (s == NULL)
         return NULL;
     memset((char *)s + sizeof(PyObject), 0, offsetof(Stream, watch) - sizeof(PyObject));
@@ -144,14 +144,18 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
 
 static void drop_body(Stream *s)
 {
+    Core *core = s->core;
     if (s->body != NULL) {
-        s->core->body_bytes -= s->body_cap;
-        free(s->body);
+        core->body_bytes -= s->body_cap;
+        if (s->body_cap == SPARE_BODY && core->n_spare_bodies < KEPT)
+            core->spare_bodies[core->n_spare_bodies++] = s->body;
+        else
+            free(s->body);
         s->body = NULL;
         s->body_cap = 0;
     }
     if (s->scan != NULL) {
-        core_put_scan(s->core, s->scan);
+        core_put_scan(core, s->scan);
         s->scan = NULL;
     }
 }
@@ -170,8 +174,9 @@ static void stream_dealloc(Stream *s)
     Py_XDECREF(s->task);
     Py_XDECREF(s->listener);
     free(s->fields);
-    Py_XDECREF(s->core);
-    PyObject_Free(s);
+    Core *core = s->core;
+    core_put_stream(core, s);
+    Py_DECREF(core);
 }
 
 /* Room for `more` bytes of body: the smallest block that fits for a short one, doubled later, so that a caller pays for a
@@ -181,14 +186,15 @@ static bool body_room(Stream *s, size_t more)
     size_t need = s->body_len + more;
     if (need <= s->body_cap)
         return true;
-    size_t cap = need;
+    size_t cap = need <= SPARE_BODY ? SPARE_BODY : need;
     if (s->body_cap)
         cap = need > s->body_cap * 2 ? need : s->body_cap * 2;
-    if (s->framing == HTTP1_LENGTH && s->content_length >= need && s->content_length < cap)
+    if (s->framing == HTTP1_LENGTH && s->content_length >= need && s->content_length < cap && cap > SPARE_BODY)
         cap = (size_t)s->content_length;
     if (s->core->body_bytes + (cap - s->body_cap) > s->core->limits.max_bodies)
         return false;
-    char *grown = realloc(s->body, cap);
+    bool spare = s->body == NULL && cap == SPARE_BODY && s->core->n_spare_bodies;
+    char *grown = spare ? s->core->spare_bodies[--s->core->n_spare_bodies] : realloc(s->body, cap);
     if (grown == NULL)
         return false;
     s->core->body_bytes += cap - s->body_cap;
@@ -973,8 +979,8 @@ static PyObject *stream_get(Stream *s, void *which)
     static const char *const finishes[] = {"", "stop", "length", "tool", "filter", "abort", "error", "other"};
     bool scanned = s->json_done && s->json_error == JSON_OK;
     switch ((enum fact)(intptr_t)which) {
-    case F_METHOD: return s->parsed ? span_bytes(s, s->method) : Py_NewRef(Py_None);
-    case F_PATH: return s->parsed ? span_bytes(s, s->path) : Py_NewRef(Py_None);
+    case F_METHOD: return s->parsed ? core_text(s->core, at(s, s->method), s->method.len) : Py_NewRef(Py_None);
+    case F_PATH: return s->parsed ? core_text(s->core, at(s, s->path), s->path.len) : Py_NewRef(Py_None);
     case F_QUERY: return s->parsed ? span_bytes(s, s->query) : PyBytes_FromStringAndSize("", 0);
     case F_LISTENER: return Py_NewRef(s->listener);
     case F_PEER: return PyUnicode_FromString(s->down ? s->down->peer : "");
@@ -993,7 +999,7 @@ static PyObject *stream_get(Stream *s, void *which)
     case F_MODEL:
         if (!scanned || !s->json.has_model)
             Py_RETURN_NONE;
-        return PyBytes_FromStringAndSize(s->json.model, s->json.model_len);
+        return core_text(s->core, s->json.model, s->json.model_len);
     case F_STREAM: return PyBool_FromLong(scanned && s->json.stream == 1);
     case F_MAX_TOKENS: return PyLong_FromLongLong(scanned ? s->json.max_tokens : -1);
     case F_REJECT: return PyUnicode_FromString(s->reject);
