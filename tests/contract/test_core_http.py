@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 
 import pytest
@@ -503,7 +502,8 @@ def test_connection_ends_after_its_number_of_requests() -> None:
     run(main())
 
 
-def test_an_exception_in_the_walk_is_a_500_and_settles(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_exception_in_the_walk_is_a_500_and_settles() -> None:
     class Broken(Forwarder):
         def on_request(self, s) -> None:
             raise ValueError("on purpose")
@@ -514,8 +514,7 @@ def test_an_exception_in_the_walk_is_a_500_and_settles(capsys: pytest.CaptureFix
             await until(lambda: len(rig.walk.settled) == 1, "settled")
             assert rig.walk.settled[0]["code"] == "internal_error"
 
-    with contextlib.suppress(pytest.PytestUnraisableExceptionWarning):
-        run(main())
+    run(main())
 
 
 def test_a_walk_that_decides_nothing_is_a_500() -> None:
