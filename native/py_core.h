@@ -270,16 +270,31 @@ void down_cut(Downstream *d, bool reset);
 void down_due(Downstream *d, uint64_t now);
 void down_probe(Downstream *d, uint64_t now);
 
-/* py_stream.c */
+/* py_request.c */
 Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head);
+void stream_dealloc(Stream *s);
 bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *complete);
+void stream_drop_body(Stream *s);
 void stream_request(Stream *s);
+static inline const char *stream_at(const Stream *s, asc_span span)
+{
+    return s->head + span.off;
+}
+
+/* py_forward.c */
+PyObject *stream_forward(Stream *s, PyObject *const *args, Py_ssize_t n);
+
+/* py_answer.c */
+void stream_answer(Stream *s, const char *bytes, http1_head *head);
+int stream_relay(Stream *s, char *data, size_t len, bool end);
+void stream_read_watch(Stream *s);
+PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs);
+
+/* py_stream.c */
 void stream_walk(Stream *s, PyObject *method);
 void stream_reject(Stream *s, const char *code);
 void stream_failed(Stream *s, const char *failure);
 void stream_gone(Stream *s, const char *outcome);
-void stream_answer(Stream *s, const char *bytes, http1_head *head);
-int stream_relay(Stream *s, char *data, size_t len, bool end);
 void stream_ended(Stream *s, const char *outcome);
 void stream_flushed(Stream *s);
 

@@ -1,0 +1,305 @@
+/* The answer of an exchange: the upstream's, passed on as it comes and watched for what it says, or our own. */
+#include "py_core.h"
+
+#include <strings.h>
+
+static const char *reason_phrase(unsigned status)
+{
+    switch (status) {
+    case 200: return "OK";
+    case 201: return "Created";
+    case 202: return "Accepted";
+    case 204: return "No Content";
+    case 304: return "Not Modified";
+    case 400: return "Bad Request";
+    case 401: return "Unauthorized";
+    case 403: return "Forbidden";
+    case 404: return "Not Found";
+    case 405: return "Method Not Allowed";
+    case 408: return "Request Timeout";
+    case 409: return "Conflict";
+    case 413: return "Content Too Large";
+    case 414: return "URI Too Long";
+    case 415: return "Unsupported Media Type";
+    case 422: return "Unprocessable Content";
+    case 424: return "Failed Dependency";
+    case 429: return "Too Many Requests";
+    case 431: return "Request Header Fields Too Large";
+    case 500: return "Internal Server Error";
+    case 501: return "Not Implemented";
+    case 502: return "Bad Gateway";
+    case 503: return "Service Unavailable";
+    case 504: return "Gateway Timeout";
+    case 505: return "HTTP Version Not Supported";
+    default: return ""; /* RFC 9112 4: the phrase may be empty, and the upstream's is not ours to pass on */
+    }
+}
+
+static void status_line(Stream *s, asc_writer *w, unsigned status)
+{
+    const char *reason = reason_phrase(status);
+    put_literal(w, "HTTP/1.1 ");
+    put_u64(w, status);
+    put_literal(w, " ");
+    put(w, reason, strlen(reason));
+    put_literal(w, "\r\ndate: ");
+    const char *date = core_date(s->core, NULL, NULL);
+    put(w, date, strlen(date));
+    put_literal(w, "\r\nx-request-id: ");
+    put(w, s->request_id, s->request_id_len);
+    put_literal(w, "\r\n");
+}
+
+static bool starts_with(const char *bytes, size_t len, const char *prefix)
+{
+    size_t n = strlen(prefix);
+    return len >= n && strncasecmp(bytes, prefix, n) == 0;
+}
+
+static int64_t number_of(const char *bytes, size_t len)
+{
+    int64_t n = 0;
+    if (len == 0 || len > 15)
+        return -1;
+    for (size_t i = 0; i < len; i++) {
+        if (!Py_ISDIGIT(Py_CHARMASK(bytes[i])))
+            return -1;
+        n = n * 10 + (bytes[i] - '0');
+    }
+    return n;
+}
+
+static void start_watch(Stream *s, const char *bytes, const http1_head *head)
+{
+    asc_span type = http1_value(head, HTTP1_CONTENT_TYPE);
+    s->scanner = SCANNER_NONE;
+    if (s->plan->scan == JSON_NONE)
+        return;
+    if (starts_with(bytes + type.off, type.len, "text/event-stream")) {
+        sse_init(&s->watch.sse, s->plan->scan);
+        s->scanner = SCANNER_SSE;
+    } else if (starts_with(bytes + type.off, type.len, "application/json")) {
+        json_answer_start(&s->watch.json, s->plan->scan);
+        s->scanner = SCANNER_JSON;
+    }
+    if (s->plan->scan == JSON_TGI) { /* TGI counts in header fields */
+        for (uint32_t i = 0; i < head->n_fields; i++) {
+            const http1_field *f = &head->fields[i];
+            const char *name = bytes + f->name.off, *value = bytes + f->value.off;
+            if (http1_name_is(name, f->name.len, "x-prompt-tokens", 15))
+                s->usage_in = number_of(value, f->value.len);
+            else if (http1_name_is(name, f->name.len, "x-generated-tokens", 18))
+                s->usage_out = number_of(value, f->value.len);
+        }
+    }
+}
+
+/* Write the head of the upstream's answer into core->heads; its length, or 0 when it does not fit. */
+static size_t answer_head(Stream *s, const char *bytes, const http1_head *head)
+{
+    Core *core = s->core;
+    const asc_names *allowed = names_of(s->plan->response_headers);
+    asc_writer w = {.at = core->heads, .end = core->heads + HEADS_MAX};
+    status_line(s, &w, head->status);
+    for (uint32_t i = 0; i < head->n_fields; i++) {
+        const http1_field *f = &head->fields[i];
+        switch (f->id) {
+        case HTTP1_CONTENT_LENGTH: case HTTP1_TRANSFER_ENCODING: case HTTP1_CONNECTION: case HTTP1_UPGRADE:
+        case HTTP1_DATE: case HTTP1_X_REQUEST_ID: case HTTP1_AUTHORIZATION: case HTTP1_X_API_KEY: case HTTP1_API_KEY:
+            continue;
+        default:
+            break;
+        }
+        if (!names_has(allowed, bytes + f->name.off, f->name.len))
+            continue;
+        put(&w, bytes + f->name.off, f->name.len);
+        put_literal(&w, ": ");
+        put(&w, bytes + f->value.off, f->value.len);
+        put_literal(&w, "\r\n");
+    }
+    s->chunked_out = s->to_close_out = false;
+    if (head->framing == HTTP1_LENGTH || (head->framing == HTTP1_NO_BODY && s->head_method &&
+                                          head->count[HTTP1_CONTENT_LENGTH])) {
+        put_literal(&w, "content-length: ");
+        put_u64(&w, head->content_length);
+        put_literal(&w, "\r\n");
+    } else if (head->framing != HTTP1_NO_BODY) {
+        if (s->minor == 1) {
+            s->chunked_out = true;
+            put_literal(&w, "transfer-encoding: chunked\r\n");
+        } else {
+            s->to_close_out = true;
+            s->down->last = true;
+        }
+    }
+    if (s->down->last)
+        put_literal(&w, "connection: close\r\n");
+    put_literal(&w, "\r\n");
+    return w.full ? 0 : (size_t)(w.at - core->heads);
+}
+
+/* The upstream's answer begins (bytes hold its head). Some the walk must judge first; the caller looks at the phase to
+ * see whether the body is to be relayed (RELAY) or not. */
+void stream_answer(Stream *s, const char *bytes, http1_head *head)
+{
+    s->upstream_status = head->status;
+    s->held_head = head;
+    s->held_bytes = bytes;
+    if (head->status == 401 || head->status == 403 || head->status == 429 || head->status >= 500) {
+        s->phase = PHASE_DECIDING;
+        s->held = true;
+        s->failure = "";
+        Py_CLEAR(s->task);
+        stream_walk(s, s->core->on_response);
+        s->held = false;
+    } else {
+        s->phase = PHASE_RELAY;
+    }
+    s->held_head = NULL;
+    s->held_bytes = NULL;
+    if (s->phase == PHASE_RELAY) {
+        s->status = head->status;
+        s->t_first = s->t_last = asc_now();
+        start_watch(s, bytes, head);
+        s->head_out = answer_head(s, bytes, head);
+        if (s->head_out == 0) { /* cannot be: both heads are bounded below HEADS_MAX */
+            down_cut(s->down, true);
+            stream_gone(s, "upstream_failed");
+        }
+    }
+}
+
+static void watch(Stream *s, const char *data, size_t len, uint64_t now)
+{
+    Plan *plan = s->plan;
+    if (s->scanner == SCANNER_SSE) {
+        sse_scanner *sse = &s->watch.sse;
+        bool had_content = sse->content;
+        unsigned events = sse_feed(sse, data, len);
+        if (!had_content && sse->content)
+            meter_latency(s->core->page, plan->block, METER_FIRST_TOKEN, now - s->t_start);
+        else if (events && had_content)
+            meter_latency(s->core->page, plan->block, METER_BETWEEN_TOKENS, now - s->t_last);
+        if (sse->progress)
+            s->t_last = now;
+    } else {
+        if (s->scanner == SCANNER_JSON)
+            (void)json_answer_feed(&s->watch.json, data, len);
+        s->t_last = now;
+    }
+}
+
+/* Pass data on to the client, behind the head that stream_answer has just left in core->heads, if it did. `data` has
+ * HEADROOM before and TAILROOM behind it, both free to be written. With `end`, the answer is complete. */
+int stream_relay(Stream *s, char *data, size_t len, bool end)
+{
+    struct iovec iov[2];
+    int k = 0;
+    if (len)
+        watch(s, data, len, asc_now());
+    if (s->head_out) {
+        iov[k].iov_base = s->core->heads;
+        iov[k++].iov_len = s->head_out;
+    }
+    s->bytes_out += s->head_out + len;
+    s->head_out = 0;
+    char *from = data;
+    if (s->chunked_out) {
+        if (len) {
+            from = chunk_size_before(data, len);
+            memcpy(data + len, "\r\n", 2);
+            len += 2;
+        }
+        if (end) {
+            memcpy(data + len, "0\r\n\r\n", 5);
+            len += 5;
+        }
+        len += (size_t)(data - from);
+    }
+    if (len) {
+        iov[k].iov_base = from;
+        iov[k++].iov_len = len;
+    }
+    if (k == 0)
+        return 0;
+    s->committed = true;
+    return conn_send(&s->down->conn, iov, k);
+}
+
+/* What the answer said of itself, for the log and the meter. */
+void stream_read_watch(Stream *s)
+{
+    if (s->scanner == SCANNER_SSE) {
+        if (s->watch.sse.usage_in >= 0)
+            s->usage_in = s->watch.sse.usage_in;
+        if (s->watch.sse.usage_out >= 0)
+            s->usage_out = s->watch.sse.usage_out;
+        s->finish = s->watch.sse.finish;
+    } else if (s->scanner == SCANNER_JSON) {
+        const json_facts *facts = json_answer_facts(&s->watch.json);
+        if (facts->usage_in >= 0)
+            s->usage_in = facts->usage_in;
+        if (facts->usage_out >= 0)
+            s->usage_out = facts->usage_out;
+        s->finish = facts->finish;
+    }
+}
+
+
+PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs)
+{
+    static char *keys[] = {"status", "headers", "body", "code", "close", "block", NULL};
+    unsigned int status, block = 0;
+    PyObject *headers, *body, *code = NULL;
+    int close = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ISS|$UpI", keys, &status, &headers, &body, &code, &close, &block))
+        return NULL;
+    if (s->done || s->finished || s->committed || (s->phase != PHASE_DECIDING && s->phase != PHASE_BODY)) {
+        PyErr_SetString(PyExc_RuntimeError, "the exchange has an answer already");
+        return NULL;
+    }
+    if (status < 200 || status > 999 || PyBytes_GET_SIZE(headers) > 16384) {
+        PyErr_SetString(PyExc_ValueError, "status is 200 to 999, headers are at most 16 KiB");
+        return NULL;
+    }
+    Core *core = s->core;
+    Downstream *d = s->down;
+    if (s->up != NULL) {
+        s->up->reusable = false;
+        up_release(s);
+    }
+    if (close || s->phase == PHASE_BODY || s->reject[0] != '\0')
+        d->last = true;
+    asc_writer w = {.at = core->heads, .end = core->heads + HEADS_MAX};
+    status_line(s, &w, status);
+    put(&w, PyBytes_AS_STRING(headers), (size_t)PyBytes_GET_SIZE(headers));
+    if (status != 204 && status != 304) {
+        put_literal(&w, "content-length: ");
+        put_u64(&w, (uint64_t)PyBytes_GET_SIZE(body));
+        put_literal(&w, "\r\n");
+    }
+    if (d->last)
+        put_literal(&w, "connection: close\r\n");
+    put_literal(&w, "\r\n");
+    struct iovec iov[2] = {{.iov_base = core->heads, .iov_len = (size_t)(w.at - core->heads)},
+                           {.iov_base = PyBytes_AS_STRING(body), .iov_len = (size_t)PyBytes_GET_SIZE(body)}};
+    bool no_body = s->head_method || status == 204 || status == 304 || iov[1].iov_len == 0;
+    s->status = (uint16_t)status;
+    s->local = s->committed = true;
+    if (code != NULL)
+        Py_XSETREF(s->code, Py_NewRef(code));
+    s->bytes_out += iov[0].iov_len + (no_body ? 0 : iov[1].iov_len);
+    if (block)
+        meter_status(core->page, block, status);
+    /* the answer is whole before it is sent: whatever sending does to the connection, it finds an ended exchange */
+    s->outcome = status < 400 ? "complete" : "refused";
+    s->phase = PHASE_FLUSH;
+    s->finished = true;
+    (void)conn_send(&d->conn, iov, no_body ? 1 : 2);
+    Py_INCREF(s);
+    if (s->in_walk == 0)
+        stream_flushed(s);
+    Py_DECREF(s);
+    Py_RETURN_NONE;
+}
+
