@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 from ascproxy import _native
 from ascproxy.gateway.exchange import Exchange
 from ascproxy.model.key import KeyRow
-from ascproxy.model.node import Listener
+from ascproxy.model.node import Limits, Listener
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import tls
 from ascproxy.net.tls import TicketKeys
@@ -29,6 +30,8 @@ from ascproxy.worker.process import Place, serve
 
 KeyLookup = Callable[[str], KeyRow | None]
 UNIX_PREFIX = "unix:"
+RESERVED_DESCRIPTORS = 256  # listening sockets of all slots, pages, store, logs
+DESCRIPTORS_PER_STREAM = 2  # the client's connection and the upstream's
 
 
 class GatewayPath:
@@ -47,7 +50,7 @@ class GatewayPath:
             log=place.log,
             environ=os.environ,
         )
-        self._core = _native.Core(walk=self._exchange, page=place.page, limits=asdict(snapshot.node.limits))
+        self._core = _native.Core(walk=self._exchange, page=place.page, limits=native_limits(snapshot.node.limits))
         self._exchange.bind(self._core)
         self._listeners: dict[str, _native.Listener] = {}
         self._wanted = {bound.name for bound in place.sockets}
@@ -67,7 +70,7 @@ class GatewayPath:
                 self._listeners[each.name] = _native.Listener(
                     name=each.name,
                     tls=context,
-                    limits=asdict(each.limits),
+                    limits=native_limits(each.limits),
                     trusted=each.address.startswith(UNIX_PREFIX),
                 )
 
@@ -98,6 +101,13 @@ class GatewayPath:
     @property
     def connections(self) -> int:
         return self._core.connections
+
+
+def native_limits(limits: Limits) -> dict[str, int]:
+    """The limits by name, with no more connections than descriptors allow (docs/decisions/0004-connections.md)."""
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = max(1, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_STREAM)
+    return asdict(limits) | {"max_connections": min(limits.max_connections, most)}
 
 
 def _context(listener: Listener, tickets: TicketKeys) -> _native.TlsContext | None:

@@ -1,0 +1,21 @@
+"""A worker never takes more connections than its descriptors allow (LIMITS 1, decision 4)."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from ascproxy.model.node import Limits
+from ascproxy.worker.datapath import native_limits
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "wanted", "given"),
+    [(20_000, 16_384, 9_872), (1_048_576, 16_384, 16_384), (1_024, 16_384, 384), (256, 16_384, 1), (20_000, 100, 100)],
+)
+def test_connections_are_bounded_by_descriptors(
+    monkeypatch: pytest.MonkeyPatch, descriptors: int, wanted: int, given: int
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
+    assert native_limits(Limits(max_connections=wanted))["max_connections"] == given
