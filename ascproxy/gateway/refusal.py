@@ -147,9 +147,6 @@ CATALOGUE: dict[str, Entry] = {
         "The bodies being collected by a worker are at `max_bodies`.",
         after=1,
     ),
-    "draining": Entry(
-        503, True, "The gateway is stopping: try again on a new connection.", "The service is being stopped.", after=1
-    ),
     "upstream_timeout": Entry(
         504,
         True,
