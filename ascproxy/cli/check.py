@@ -40,7 +40,7 @@ def check(
 
     revision = None
     try:
-        compiled = compile_files(config)
+        compiled = compile_files(config, starting=False)
         findings, revision = compiled.warnings, compiled.snapshot.revision
     except InvalidConfigError as error:
         findings = error.findings

@@ -129,7 +129,7 @@ def make(wanted: Wanted) -> dict[str, Any]:
         (building / "ascproxy.yaml").write_text(node_file(wanted))
         resources = building / "resources.yaml"
         resources.write_text(resources_file(wanted))
-        compile_files(building)  # a configuration that init writes is one that serve takes
+        compile_files(building, starting=False)  # a configuration that init writes is one that serve takes
         env = open_store(building / "state", write=True)
         try:
             made = KeyActions(KeyStore(env), lambda: [TENANT]).create({"tenant": TENANT})

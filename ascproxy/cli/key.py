@@ -131,7 +131,7 @@ def _act_on_store(config: Path, method: str, path: str, wanted: dict[str, Any] |
     from ascproxy.store.env import open_store
     from ascproxy.store.keys import KeyStore
 
-    snapshot = compile_files(config).snapshot
+    snapshot = compile_files(config, starting=False).snapshot
     env = open_store(Path(snapshot.node.state_dir), write=True)
     try:
         actions = KeyActions(KeyStore(env), lambda: [t.name for t in snapshot.tenants])

@@ -14,38 +14,53 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from ascproxy import _native
-from ascproxy.config.document import Document, Location
+from ascproxy.config.document import Document, Location, open_file, under
 from ascproxy.config.finding import Severity
 from ascproxy.config.load import Sheet, Sheets
-from ascproxy.config.schema import ListenerSection, NodeFile, ProviderSection, ResourcesFile
+from ascproxy.config.schema import (
+    ListenerLimitsSection,
+    ListenerSection,
+    NodeFile,
+    ProviderSection,
+    ResourcesFile,
+)
+from ascproxy.config.units import show_size
+from ascproxy.model.node import Limits
 from ascproxy.wire.operation import Operation
 
 UNIX = "unix:"
 MAX_UNIX_PATH = 107  # sun_path of unix(7), without its NUL
-TMPFS_MAGIC = 0x01021994
+LONGEST_SOCKET = "control.sock"  # of those in run_dir
 PRIVATE = "plaintext is for loopback addresses and Unix sockets only"
 SCHEMES = ("file", "systemd", "env")
+Address = tuple[str, int] | Path
 
 
-def check(sheets: Sheets, environ: Mapping[str, str]) -> None:
-    """Report everything that is wrong with two well-shaped files; a file whose shape is wrong is passed over."""
+def check(sheets: Sheets, environ: Mapping[str, str], *, starting: bool = True) -> None:
+    """Report everything that is wrong with two well-shaped files; a file whose shape is wrong is passed over.
+
+    ``starting``: by the service itself, so that what only its service manager can give has to be there.
+    """
     if sheets.node.section is not None:
         _check_node(sheets.node, sheets.node.section)
     if sheets.resources is not None and sheets.resources.section is not None:
-        _check_resources(sheets.resources, sheets.resources.section, environ)
+        _check_resources(sheets.resources, sheets.resources.section, environ, starting)
 
 
-def split_address(address: str) -> tuple[str, int] | Path:
-    """``host:port`` or ``[v6]:port`` as host and port, ``unix:PATH`` as a path. Raises ValueError with a sentence."""
+def split_address(address: str, folder: Path) -> Address:
+    """``host:port`` or ``[v6]:port`` as host and port, ``unix:PATH`` as a path from ``folder``.
+
+    ``localhost`` is 127.0.0.1: what it resolves to elsewhere is not ours to guess. Raises ValueError with a sentence.
+    """
     if address.startswith(UNIX):
-        path = address.removeprefix(UNIX)
-        if not path or len(os.fsencode(path)) > MAX_UNIX_PATH:
-            raise ValueError(f"a Unix socket's path has 1 to {MAX_UNIX_PATH} bytes")
-        return Path(path)
+        path = Path(os.path.normpath(under(folder, address.removeprefix(UNIX))))
+        if address == UNIX or len(os.fsencode(path)) > MAX_UNIX_PATH:
+            raise ValueError(f"{path}: a Unix socket's path has at most {MAX_UNIX_PATH} bytes, and a name")
+        return path
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|[A-Za-z0-9.-]+)):([0-9]{1,5})", address)
     if found is None or int(found[3]) > 65_535 or int(found[3]) == 0:
         raise ValueError(f"{address!r} is no address: write 127.0.0.1:8080, [::1]:8080 or unix:PATH")
-    host = found[1] or found[2]
+    host = found[1] or found[1]
     if host == "localhost":
         return "127.0.0.1", int(found[3])
     try:
@@ -55,14 +70,19 @@ def split_address(address: str) -> tuple[str, int] | Path:
     return host, int(found[3])
 
 
-def is_private(address: tuple[str, int] | Path) -> bool:
+def is_private(address: Address) -> bool:
     """Whether only this machine can connect to it."""
     return isinstance(address, Path) or ipaddress.ip_address(address[0]).is_loopback
 
 
-def under(folder: Path, path: str) -> Path:
-    """``path`` from ``folder``, unless it is absolute."""
-    return folder / Path(path).expanduser()
+def overlap(one: Address, other: Address) -> bool:
+    """Whether both cannot be listened on: the same, or one port on all addresses of a family and on one of them."""
+    if isinstance(one, Path) or isinstance(other, Path):
+        return one == other
+    hosts = ipaddress.ip_address(one[0]), ipaddress.ip_address(other[0])
+    if one[1] != other[1] or hosts[0].version != hosts[1].version:
+        return False
+    return hosts[0] == hosts[1] or any(host.is_unspecified for host in hosts)
 
 
 # ---- node file -----------------------------------------------------------------------------------------------------
@@ -70,37 +90,39 @@ def under(folder: Path, path: str) -> Path:
 
 def _check_node(sheet: Sheet[NodeFile], node: NodeFile) -> None:
     document, folder = sheet.document, sheet.document.file.parent
-    taken: dict[object, str] = {}
+    taken: dict[Address, str] = {}
     names: dict[str, str] = {}
     for number, listener in enumerate(node.listeners):
         at: Location = ("listeners", number)
         _check_listener(document, folder, at, listener, taken)
+        _check_limits(document, (*at, "limits"), listener.limits, node.limits)
         name = listener.name or listener.address
         if name in names:
             document.report((*at, "name"), f"{name!r} is the name of {names[name]} too; give each its own")
         names[name] = f"listeners[{number}]"
-    if (address := _address(document, ("metrics", "address"), node.metrics.address)) is not None:
-        if not is_private(address):
-            document.report(("metrics", "address"), f"{PRIVATE}; scrape it from this machine or through a tunnel")
-        if address in taken:
-            document.report(("metrics", "address"), f"{node.metrics.address} is taken by {taken[address]}")
+    _check_limits(document, ("limits",), node.limits, node.limits)
+    at = ("metrics", "address")
+    if (address := _address(document, folder, at, node.metrics.address, taken)) is not None and not is_private(address):
+        document.report(at, f"{node.metrics.address}: {PRIVATE}; scrape it from this machine or through a tunnel")
     _check_directories(document, folder, node)
     if node.access_log not in ("stdout", "none"):
-        parent = under(folder, node.access_log).parent
-        if not parent.is_dir():
-            document.report(("access_log",), f"there is no folder {parent} for it; make it, or write stdout or none")
+        log = under(folder, node.access_log)
+        if not os.path.isdir(log.parent):  # noqa: PTH112 - Path.is_dir raises EACCES
+            document.report(
+                ("access_log",), f"there is no folder {log.parent} for it; make it, or write stdout or none"
+            )
+        elif not os.access(log if os.path.lexists(log) else log.parent, os.W_OK):
+            document.report(("access_log",), f"{log} cannot be written to by this user")
 
 
 def _check_listener(
-    document: Document, folder: Path, at: Location, listener: ListenerSection, taken: dict[object, str]
+    document: Document, folder: Path, at: Location, listener: ListenerSection, taken: dict[Address, str]
 ) -> None:
-    address = _address(document, (*at, "address"), listener.address)
+    address = _address(document, folder, (*at, "address"), listener.address, taken)
     if address is not None:
         if listener.tls is None and not is_private(address):
             document.report((*at, "address"), f"{listener.address}: {PRIVATE}; add tls: {{certificate: ..., key: ...}}")
-        if address in taken:
-            document.report((*at, "address"), f"{listener.address} is taken by {taken[address]}")
-        taken[address] = f"listeners[{at[1]}]"
+        taken.setdefault(address, f"listeners[{at[1]}]")
     tls = listener.tls
     if tls is None:
         return
@@ -108,52 +130,80 @@ def _check_listener(
     files = {name: under(folder, path) for name, path in paths.items() if path is not None}
     if _all_readable(document, (*at, "tls"), files):
         try:
-            _native.TlsContext.server(
+            context = _native.TlsContext.server(
                 certificate=str(files["certificate"]),
                 key=str(files["key"]),
                 client_ca=str(files["client_ca"]) if "client_ca" in files else None,
             )
         except _native.TlsError as error:
             document.report((*at, "tls"), str(error))
+        else:  # as ascproxy.net.tls asks, which is on this floor too
+            info = context.certificate_info
+            if info is None or not info["names"]:
+                reason = "names no host: issue it with a subjectAltName (DNS names or IP addresses)"
+                document.report((*at, "tls", "certificate"), f"certificate {files['certificate']} {reason}")
     _warn_if_open(document, (*at, "tls", "key"), files["key"])
 
 
 def _check_directories(document: Document, folder: Path, node: NodeFile) -> None:
-    state = under(folder, node.state_dir)
-    if state.exists() and not (state.is_dir() and os.access(state, os.W_OK | os.X_OK)):
-        document.report(("state_dir",), f"{state} is no folder that this user can write to")
+    _check_writable(document, ("state_dir",), under(folder, node.state_dir))
     if node.run_dir is None:
         return
     run = under(folder, node.run_dir)
-    existing = next(p for p in (run, *run.parents) if p.exists())
-    if not os.access(existing, os.W_OK | os.X_OK):
-        document.report(("run_dir",), f"{existing} cannot be written to by this user")
-    elif not _on_tmpfs(existing):
+    socket = run / LONGEST_SOCKET
+    if len(os.fsencode(socket)) > MAX_UNIX_PATH:
+        most = MAX_UNIX_PATH - len(LONGEST_SOCKET) - 1
+        document.report(("run_dir",), f"{run} is too long for the sockets in it: at most {most} bytes")
+    elif _check_writable(document, ("run_dir",), run) and not _on_tmpfs(run):
         reason = f"{run} is not on a tmpfs: counters and sockets would go through a disk; use /dev/shm or /run"
         document.report(("run_dir",), reason, Severity.WARNING)
+
+
+def _check_writable(document: Document, at: Location, path: Path) -> bool:
+    """Whether ``path`` is a folder that can be written to, or could be made one."""
+    existing = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if os.path.isdir(existing) and os.access(existing, os.W_OK | os.X_OK):  # noqa: PTH112 - Path.is_dir raises EACCES
+        return True
+    document.report(at, f"{existing} is no folder that this user can write to")
+    return False
 
 
 def _on_tmpfs(path: Path) -> bool:
     """Whether the longest mount point above ``path`` is a tmpfs (proc_mounts(5))."""
     best, kind = "", ""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
+    real = Path(os.path.realpath(path))
+    for line in Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines():
         _, mount, found, *_ = line.split()
-        if path.resolve().is_relative_to(mount) and len(mount) >= len(best):
+        if real.is_relative_to(mount) and len(mount) >= len(best):
             best, kind = mount, found
     return kind in ("tmpfs", "ramfs")
 
 
-def _address(document: Document, at: Location, text: str) -> tuple[str, int] | Path | None:
+def _check_limits(document: Document, at: Location, own: ListenerLimitsSection, node: ListenerLimitsSection) -> None:
+    """A part that may be larger than its whole is a limit that never speaks."""
+    for part, whole in (("max_request_line", "max_head"), ("max_field", "max_head")):
+        value = getattr(own, part)
+        most = getattr(own, whole) or getattr(node, whole) or getattr(Limits(), whole)
+        if value is not None and value > most:
+            document.report((*at, part), f"is more than {whole}, which is {show_size(most)} here; raise that too")
+
+
+def _address(document: Document, folder: Path, at: Location, text: str, taken: Mapping[Address, str]) -> Address | None:
     try:
-        return split_address(text)
+        address = split_address(text, folder)
     except ValueError as error:
         document.report(at, str(error))
         return None
+    for other, owner in taken.items():
+        if overlap(address, other):
+            document.report(at, f"{text} is taken by {owner}")
+            break
+    return address
 
 
 def _readable(document: Document, at: Location, path: Path) -> bool:
     try:
-        with path.open("rb"):
+        with open_file(path):
             return True
     except OSError as error:
         document.report(at, f"cannot read {path}: {(error.strerror or str(error)).lower()}")
@@ -178,10 +228,12 @@ def _warn_if_open(document: Document, at: Location, path: Path) -> None:
 # ---- resources file ------------------------------------------------------------------------------------------------
 
 
-def _check_resources(sheet: Sheet[ResourcesFile], file: ResourcesFile, environ: Mapping[str, str]) -> None:
+def _check_resources(
+    sheet: Sheet[ResourcesFile], file: ResourcesFile, environ: Mapping[str, str], starting: bool
+) -> None:
     document, folder = sheet.document, sheet.document.file.parent
     for name, credential in file.credentials.items():
-        _check_credential(document, folder, ("credentials", name, "from"), credential.from_, environ)
+        _check_credential(document, ("credentials", name, "from"), credential.from_, environ, starting)
     for name, provider in file.providers.items():
         _check_provider(document, folder, ("providers", name), provider, file)
     for name, route in file.routes.items():
@@ -201,12 +253,14 @@ def _check_resources(sheet: Sheet[ResourcesFile], file: ResourcesFile, environ: 
     _check_overlaps(document, file)
 
 
-def _check_credential(document: Document, folder: Path, at: Location, source: str, environ: Mapping[str, str]) -> None:
+def _check_credential(
+    document: Document, at: Location, source: str, environ: Mapping[str, str], starting: bool
+) -> None:
     scheme, colon, place = source.partition(":")
     if not colon or scheme not in SCHEMES or not place:
         document.report(at, "is no source of a credential: write file:PATH, systemd:NAME or env:VARIABLE")
     elif scheme == "file":
-        path = under(folder, place)
+        path = under(document.file.parent, place)
         if _readable(document, at, path):
             _check_secret(document, at, path)
             _warn_if_open(document, at, path)
@@ -215,7 +269,11 @@ def _check_credential(document: Document, folder: Path, at: Location, source: st
         if "/" in place:
             document.report(at, f"{place!r} is no name of a systemd credential")
         elif credentials is None:
-            document.report(at, f"systemd gave no credentials: add LoadCredential={place}:PATH to the unit")
+            if starting:
+                document.report(at, f"systemd gave no credentials: add LoadCredential={place}:PATH to the unit")
+            else:
+                reason = f"only the service itself can see it: its unit needs LoadCredential={place}:PATH"
+                document.report(at, reason, Severity.WARNING)
         elif _readable(document, at, Path(credentials) / place):
             _check_secret(document, at, Path(credentials) / place)
     elif not environ.get(place):
@@ -302,15 +360,20 @@ def _stays_inside(host: str) -> bool:
 
 
 def _check_overlaps(document: Document, file: ResourcesFile) -> None:
-    """Two routes that claim the same name for the same caller and operation: nobody could say which one answers."""
-    claims: dict[str, list[tuple[str, frozenset[str], frozenset[str]]]] = {}
+    """Two routes that claim the same name for the same caller and operation: nobody could say which one answers.
+
+    A route that names the tenant wins over one for all tenants (:mod:`ascproxy.gateway.router`): those two may meet.
+    """
+    everybody = ""  # no tenant's name
+    claims: dict[tuple[str, str], list[tuple[frozenset[str], str]]] = {}  # operations and route
     for name, route in file.routes.items():
-        tenants = frozenset(route.tenants or file.tenants)
         operations = frozenset(route.operations or Operation)
         for number, model in enumerate(route.models):
-            for other, other_tenants, other_operations in claims.get(model, ()):
-                if tenants & other_tenants and operations & other_operations:
-                    what = "is there twice" if other == name else f"belongs to route {other} too"
-                    document.report(("routes", name, "models", number), f"{model!r} {what}; one route must answer")
-                    break
-            claims.setdefault(model, []).append((name, tenants, operations))
+            others = [claims.setdefault((model, tenant), []) for tenant in dict.fromkeys(route.tenants or [everybody])]
+            found = next((o for owners in others for o in owners if o[0] & operations), None)
+            if found is not None:
+                what = "is there twice" if found[1] == name else f"belongs to route {found[1]} too"
+                document.report(("routes", name, "models", number), f"{model!r} {what}; one route must answer")
+            else:
+                for owners in others:
+                    owners.append((operations, name))

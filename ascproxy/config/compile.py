@@ -11,11 +11,11 @@ from pathlib import Path
 
 import orjson
 
-from ascproxy.config.check import check, split_endpoint, under
-from ascproxy.config.document import Document
+from ascproxy.config.check import check, split_address, split_endpoint
+from ascproxy.config.document import Document, under
 from ascproxy.config.finding import Finding, InvalidConfigError, has_errors
 from ascproxy.config.load import Sheets, load
-from ascproxy.config.schema import LimitsSection, NodeFile, ProviderSection, ResourcesFile, RouteSection
+from ascproxy.config.schema import ListenerLimitsSection, NodeFile, ProviderSection, ResourcesFile, RouteSection
 from ascproxy.errors import UsageError
 from ascproxy.model.node import Limits, Listener, ListenerTls, Node
 from ascproxy.model.provider import Credential, Endpoint, Provider, ProviderType, UpstreamTimeouts, UpstreamTls
@@ -37,14 +37,14 @@ class Compiled:
     warnings: tuple[Finding, ...]
 
 
-def compile_files(target: Path, environ: Mapping[str, str] = os.environ) -> Compiled:
-    """Load, check and compile ``target``, a node file or its folder.
+def compile_files(target: Path, environ: Mapping[str, str] = os.environ, *, starting: bool = True) -> Compiled:
+    """Load, check and compile ``target``, a node file or its folder; ``starting``: by the service itself.
 
     Raises :class:`UsageError` if the node file cannot be read, :class:`InvalidConfigError` with every finding of both
     files if one of them is an error.
     """
     sheets = load(target)
-    check(sheets, environ)
+    check(sheets, environ, starting=starting)
     findings = sheets.findings
     if has_errors(findings) or sheets.node.section is None:
         raise InvalidConfigError(findings)
@@ -85,7 +85,7 @@ def _node(section: NodeFile, file: Path, environ: Mapping[str, str]) -> Node:
         listeners=tuple(
             Listener(
                 name=each.name or each.address,
-                address=_unix_absolute(folder, each.address),
+                address=_address(folder, each.address),
                 tls=None
                 if each.tls is None
                 else ListenerTls(
@@ -97,13 +97,13 @@ def _node(section: NodeFile, file: Path, environ: Mapping[str, str]) -> Node:
             )
             for each in section.listeners
         ),
-        metrics_address=_unix_absolute(folder, section.metrics.address),
+        metrics_address=_address(folder, section.metrics.address),
         limits=limits,
         access_log=log if log in ("stdout", "none") else _absolute(folder, log),
     )
 
 
-def _limits(base: Limits, section: LimitsSection) -> Limits:
+def _limits(base: Limits, section: ListenerLimitsSection) -> Limits:
     """``base`` with what ``section`` says; a time is ``NAME`` in the file and ``NAME_ms`` in the noun."""
     fields = {f.name for f in dataclasses.fields(Limits)}
     said = section.model_dump(exclude_none=True)
@@ -126,7 +126,7 @@ def _run_dir(node: str, said: str | None, file: Path, environ: Mapping[str, str]
         return _absolute(file.parent, said)
     if given := environ.get("RUNTIME_DIRECTORY"):
         return given.split(":")[0]
-    short = hashlib.sha256(os.fsencode(file.resolve())).hexdigest()[:8]
+    short = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
     return str(SHARED_MEMORY / f"ascproxy-{node}-{short}")
 
 
@@ -187,6 +187,9 @@ def _absolute(folder: Path, path: str) -> str:
     return str(Path(os.path.normpath(under(folder, path))))
 
 
-def _unix_absolute(folder: Path, address: str) -> str:
-    scheme, colon, path = address.partition(":")
-    return f"unix:{_absolute(folder, path)}" if colon and scheme == "unix" else address
+def _address(folder: Path, text: str) -> str:
+    address = split_address(text, folder)
+    if isinstance(address, Path):
+        return f"unix:{address}"
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

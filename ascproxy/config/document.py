@@ -8,10 +8,13 @@ file cannot become a large one.
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import yaml
 
@@ -26,6 +29,7 @@ MAX_DEPTH = 32
 
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]*)\.[0-9]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # YAML's escapes can write them; no file name or UTF-8 text can
 _WORDS = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 
@@ -76,11 +80,27 @@ def read(file: Path) -> Document:
     """Parse ``file``. Mistakes of YAML become findings of the document; raises :class:`UsageError` if it cannot be
     read at all."""
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             raw = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read {file}: {(error.strerror or str(error)).lower()}") from error
     return parse(file, raw)
+
+
+def open_file(path: Path) -> BinaryIO:
+    """``path``, opened for reading. Raises OSError, also for what is no regular file: a pipe that nobody writes to
+    would keep us waiting (O_NONBLOCK, fifo(7)), a device has no end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise OSError(0, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def under(folder: Path, path: str) -> Path:
+    """``path`` from ``folder``, unless it is absolute. ``~`` and ``~user`` are homes, where there are such."""
+    return folder / os.path.expanduser(path)  # noqa: PTH111 - Path.expanduser raises where there is no such user
 
 
 def parse(file: Path, raw: bytes) -> Document:
@@ -90,15 +110,19 @@ def parse(file: Path, raw: bytes) -> Document:
         document.report((), f"is larger than {MAX_BYTES >> 20}MiB; is this the right file?")
         return document
     try:
-        loader = yaml.SafeLoader(raw)
+        text = raw.decode("utf-8-sig")
+        loader = yaml.SafeLoader(text)
         try:
             node = loader.get_single_node()
         finally:
             loader.dispose()
+    except UnicodeDecodeError as error:
+        document._note(_place_in(raw[: error.start]), (), f"is not UTF-8 text: a byte {raw[error.start]:#04x}")
+    except yaml.reader.ReaderError as error:  # its position counts characters
+        place = _place_in(text[: int(error.position)].encode())
+        document._note(place, (), f"is not YAML: a control character {int(error.character):#04x}; remove it")
     except yaml.MarkedYAMLError as error:
         document._note(_place(error.problem_mark or error.context_mark), (), _yaml_reason(error))
-    except yaml.YAMLError as error:  # bytes that are no text
-        document.report((), f"is not YAML: {' '.join(str(error).split())}")
     except RecursionError:
         document.report((), f"is nested deeper than {MAX_DEPTH} levels")
     else:
@@ -116,7 +140,7 @@ def show(location: Location) -> str:
         elif re.fullmatch(r"[A-Za-z0-9_-]+", part):
             text += f".{part}" if text else part
         else:
-            text += f'["{part}"]'
+            text += f"[{json.dumps(part, ensure_ascii=not part.isprintable())}]"
     return text
 
 
@@ -156,7 +180,7 @@ class _Builder:
         built: dict[str, Any] = {}
         for key, value in node.value:
             place = _place(key.start_mark)
-            if not isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode) or _SURROGATE.search(key.value):
                 document._note(place, location, "a key must be a plain name")
                 continue
             if key.tag == "tag:yaml.org,2002:merge":
@@ -179,6 +203,9 @@ class _Builder:
         if node.tag != resolved:
             place = _place(node.start_mark)
             self.document._note(place, location, f"the tag {_tag(node.tag)} is not supported; remove it")
+        if _SURROGATE.search(text):
+            self.document._note(_place(node.start_mark), location, "contains half a character (\\uD800 to \\uDFFF)")
+            return ""
         if not plain:  # quoted or a block: text, whatever it looks like
             return text
         if text in _WORDS:
@@ -196,6 +223,12 @@ def _tag(tag: str) -> str:
 
 def _place(mark: yaml.Mark | None) -> Place:
     return START if mark is None else Place(mark.line + 1, mark.column + 1)
+
+
+def _place_in(before: bytes) -> Place:
+    """The place behind ``before``, which is UTF-8."""
+    line = before[before.rfind(b"\n") + 1 :]
+    return Place(before.count(b"\n") + 1, len(line.decode(errors="replace")) + 1)
 
 
 def _yaml_reason(error: yaml.MarkedYAMLError) -> str:

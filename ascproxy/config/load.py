@@ -6,6 +6,7 @@ pydantic decides; its errors become sentences here, at the border, with the line
 from __future__ import annotations
 
 import difflib
+import os
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any, Generic, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ascproxy.config.document import Document, Location, parse, read
+from ascproxy.config.document import Document, Location, read, under
 from ascproxy.config.finding import Finding
-from ascproxy.config.schema import NodeFile, ResourcesFile, Section
+from ascproxy.config.schema import PRINTABLE, LimitsSection, NodeFile, ResourcesFile, Section
 from ascproxy.errors import UsageError
 
 NODE_FILE = "ascproxy.yaml"
+MAX_SHOWN = 80  # characters of a value that a sentence repeats
 S = TypeVar("S", bound=Section)
 
 
@@ -49,10 +51,13 @@ class Sheets:
 def find(target: Path) -> Path:
     """The absolute path of the node file: ``target`` itself, or ``ascproxy.yaml`` in it.
 
-    Raises :class:`UsageError` if there is none.
+    The same however the folder is spelled, so that every command means the same service. A file that is a link stays
+    one: relative paths start where it was put, not where its content is kept. Raises :class:`UsageError` if there is
+    none.
     """
-    file = (target / NODE_FILE if target.is_dir() else target).absolute()
-    if not file.exists():
+    named = target / NODE_FILE if os.path.isdir(target) else target  # noqa: PTH112 - Path.is_dir raises EACCES
+    file = Path(os.path.realpath(named.parent), named.name)
+    if not os.path.lexists(file):
         raise UsageError(f"there is no {file}; name a node file or its folder, or make one with: ascproxy init DIR")
     return file
 
@@ -66,19 +71,11 @@ def load(target: Path) -> Sheets:
     if not isinstance(named, str) or not named:
         return Sheets(node, None)
     try:
-        document = read(node_document.file.parent / named)
+        document = read(under(node_document.file.parent, named))
     except UsageError as error:
         node_document.report(("resources",), f"{error}; correct the path or remove the key")
         return Sheets(node, None)
     return Sheets(node, shape(document, ResourcesFile))
-
-
-def load_text(node: bytes, resources: bytes | None, folder: Path) -> Sheets:
-    """The same from memory, as if the files were in ``folder``."""
-    sheet = shape(parse(folder / NODE_FILE, node), NodeFile)
-    if resources is None:
-        return Sheets(sheet, None)
-    return Sheets(sheet, shape(parse(folder / "resources.yaml", resources), ResourcesFile))
 
 
 def shape(document: Document, kind: type[S]) -> Sheet[S]:
@@ -148,29 +145,35 @@ def _what(value: object) -> str:
     if isinstance(value, int | float):
         return f"is the number {value}"
     if isinstance(value, str):
-        return f"is the text {value!r}"
+        return f"is the text {_quoted(value)}"
     return "is a list" if isinstance(value, Sequence) else "is a mapping" if isinstance(value, Mapping) else "is wrong"
 
 
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "...")
+
+
 def _name_reason(name: str) -> str:
-    return f"{name!r} is no name: up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+    return f"{_quoted(name)} is no name: up to 63 letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
 def _pattern_reason(pattern: str, value: str) -> str:
     if pattern.startswith("^[A-Za-z0-9]["):
         return _name_reason(value)
-    if pattern.startswith("^[!-~]"):
-        return f"{value!r} is no model name: 1 to 256 printable ASCII characters without spaces"
-    return f"{value!r} is no header name: lower-case letters, digits, '-' and '_', with at most one '*'"
+    if pattern == PRINTABLE:
+        return f"{_quoted(value)} contains a control character; remove it"
+    return f"{_quoted(value)} is no header name: lower-case letters, digits, '-' and '_', with at most one '*'"
 
 
 def _unknown_key(key: str, section: type[Section]) -> str:
+    if key in LimitsSection.model_fields and issubclass(LimitsSection, section):
+        return f"{key} counts for the whole node; move it to limits at the top of the file"
     known = [field.alias or name for name, field in section.model_fields.items()]
     if not known:
-        return f"unknown key {key!r}; nothing is set here yet, write {{}}"
+        return f"unknown key {_quoted(key)}; nothing is set here yet, write {{}}"
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"known keys are {', '.join(known)}"
-    return f"unknown key {key!r}; {hint}"
+    return f"unknown key {_quoted(key)}; {hint}"
 
 
 def _missing(section: type[Section], key: str) -> str:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ascproxy.config.units import parse_size, parse_time
 from ascproxy.model.provider import ProviderType
 
 MAX_WORKERS = 256
+MAX_MODEL = 256  # bytes: JSON_MODEL_MAX of native/jsonscan.h
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
 
 
 def _workers(value: object) -> int | None:
@@ -24,6 +26,12 @@ def _workers(value: object) -> int | None:
     raise ValueError(f"write auto (one per core) or a number from 1 to {MAX_WORKERS}")
 
 
+def _model(value: str) -> str:
+    if len(value.encode()) > MAX_MODEL:
+        raise ValueError(f"is longer than {MAX_MODEL} bytes, the most that a model's name can be")
+    return value
+
+
 Time = Annotated[
     int, BeforeValidator(parse_time), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"})
 ]
@@ -31,8 +39,8 @@ Size = Annotated[
     int, BeforeValidator(parse_size), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)$"})
 ]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Model = Annotated[str, Field(pattern=r"^[!-~]{1,256}$")]
+Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PRINTABLE)]
+Model = Annotated[str, Field(min_length=1, pattern=PRINTABLE), AfterValidator(_model)]
 HeaderName = Annotated[str, Field(pattern=r"^[a-z0-9_-]*\*?[a-z0-9_-]*$", min_length=2, max_length=64)]
 Workers = Annotated[
     int | None,
@@ -47,7 +55,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class LimitsSection(Section):
+class ListenerLimitsSection(Section):
     """Limits on what callers may do. A listener's own value wins over the node's, which wins over the default."""
 
     tls_handshake: Time | None = Field(None, description="the TLS handshake, from accepting the connection")
@@ -61,14 +69,19 @@ class LimitsSection(Section):
     write_stall: Time | None = Field(None, description="a client that takes no byte of its answer")
     max_request_line: Size | None = Field(None, le=32_768, description="a request line; then 414")
     max_field: Size | None = Field(None, le=32_768, description="one header field; then 431")
-    max_head: Size | None = Field(None, le=65_536, description="a whole request head; then 431")
+    max_head: Size | None = Field(None, le=40_960, description="a whole request head; then 431")
     max_fields: int | None = Field(None, ge=4, le=128, description="header fields; then 431")
     max_body: Size | None = Field(None, description="a request body, where the route says nothing; then 413")
-    max_bodies: Size | None = Field(None, description="all request bodies that a worker holds; then 503")
     max_unauthenticated_body: Size | None = Field(None, description="a request body before its credential is checked")
-    json_depth: int | None = Field(None, ge=2, le=512, description="nesting of a JSON request body; then 400")
+    json_depth: int | None = Field(None, ge=2, le=64, description="nesting of a JSON request body; then 400")
     json_keys: int | None = Field(None, ge=16, le=10_000_000, description="members of all its objects; then 400")
     json_digits: int | None = Field(None, ge=16, le=4_096, description="digits of one number; then 400")
+
+
+class LimitsSection(ListenerLimitsSection):
+    """The same for every listener, and what counts for the whole node."""
+
+    max_bodies: Size | None = Field(None, description="all request bodies that a worker holds; then 503")
     max_connections: int | None = Field(None, ge=1, le=1_000_000, description="connections of a worker")
     drain_unary: Time | None = Field(None, description="how long a stop or restart waits for unary requests")
     drain_stream: Time | None = Field(None, description="how long a stop or restart waits for streams")
@@ -90,7 +103,7 @@ class ListenerSection(Section):
     )
     name: Name | None = Field(None, description="its name in metrics and logs; default: the address")
     tls: ListenerTlsSection | None = Field(None, description="serves HTTPS")
-    limits: LimitsSection = Field(LimitsSection(), description="limits of this listener")
+    limits: ListenerLimitsSection = Field(ListenerLimitsSection(), description="limits of this listener")
 
 
 class MetricsSection(Section):
@@ -107,12 +120,12 @@ class NodeFile(Section):
     run_dir: Text | None = Field(
         None,
         description="volatile state and local sockets, on a tmpfs; default: the systemd unit's RuntimeDirectory, "
-        "else `/dev/shm/ascproxy-NODE-HASH`",
+        "else `/dev/shm/ascproxy-NODE-HASH`, HASH of this file's path",
     )
     workers: Workers = Field(None, description="worker processes; `auto`, the default, is one per core")
     listeners: Annotated[list[ListenerSection], Field(min_length=1)] = Field(description="where callers connect")
     metrics: MetricsSection = Field(MetricsSection(), description="metrics and health")
-    limits: LimitsSection = Field(LimitsSection(), description="limits of every listener")
+    limits: LimitsSection = Field(LimitsSection(), description="limits of all listeners and of the node")
     access_log: Text = Field("stdout", description="one JSON line per request: `stdout`, `none` or a file")
     resources: Text | None = Field(None, description="the resources file, read again on reload")
 
