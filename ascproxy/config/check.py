@@ -60,14 +60,13 @@ def split_address(address: str, folder: Path) -> Address:
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|[A-Za-z0-9.-]+)):([0-9]{1,5})", address)
     if found is None or int(found[3]) > 65_535 or int(found[3]) == 0:
         raise ValueError(f"{address!r} is no address: write 127.0.0.1:8080, [::1]:8080 or unix:PATH")
-    host = found[1] or found[1]
+    host = found[1] or found[2]
     if host == "localhost":
         return "127.0.0.1", int(found[3])
     try:
-        ipaddress.ip_address(host)
+        return str(ipaddress.ip_address(host)), int(found[3])
     except ValueError:
         raise ValueError(f"{host!r} is no IP address: a listener binds to one, 0.0.0.0 for all") from None
-    return host, int(found[3])
 
 
 def is_private(address: Address) -> bool:
@@ -266,7 +265,7 @@ def _check_credential(
             _warn_if_open(document, at, path)
     elif scheme == "systemd":
         credentials = environ.get("CREDENTIALS_DIRECTORY")
-        if "/" in place:
+        if "/" in place or place in (".", ".."):
             document.report(at, f"{place!r} is no name of a systemd credential")
         elif credentials is None:
             if starting:

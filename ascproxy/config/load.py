@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 from ascproxy.config.document import Document, Location, read, under
 from ascproxy.config.finding import Finding
 from ascproxy.config.schema import PRINTABLE, LimitsSection, NodeFile, ResourcesFile, Section
+from ascproxy.config.units import show_size
 from ascproxy.errors import UsageError
 
 NODE_FILE = "ascproxy.yaml"
@@ -114,6 +115,8 @@ def reason(detail: ErrorDetails) -> str:
         return f"{_what(value)}, not one of: {str(context['expected']).replace(chr(39), '')}"
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = context["ge"] if "ge" in context else context["le"]
+        if isinstance(value, str):  # a size, as it was written
+            bound = show_size(int(bound))
         return (
             f"is too {'small' if 'ge' in context else 'large'}; the {'least' if 'ge' in context else 'most'} is {bound}"
         )

@@ -15,7 +15,7 @@ from ascproxy.model.provider import ProviderType
 
 MAX_WORKERS = 256
 MAX_MODEL = 256  # bytes: JSON_MODEL_MAX of native/jsonscan.h
-PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f]*$"
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"  # one line, nothing a terminal obeys
 
 
 def _workers(value: object) -> int | None:

@@ -1,6 +1,6 @@
 """Configurations as short texts in which a marker stands where a finding must point to.
 
-``workers: @0`` means: the file says ``workers: 0``, and there is a finding about the place of that 0.
+``workers: »0`` means: the file says ``workers: 0``, and there is a finding about the place of that 0.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from ascproxy.config.check import check
 from ascproxy.config.finding import Finding
 from ascproxy.config.load import load
 
-MARK = "@"
+MARK = "»"
 NODE = "node: n\nlisteners: [{address: '127.0.0.1:8080'}]\n"
 
 

@@ -1,5 +1,7 @@
 """The subset of YAML: what it means, what is refused, where, and that a small file stays small."""
 
+# ruff: noqa: E501 - a case is a line
+
 from __future__ import annotations
 
 import os
@@ -49,19 +51,19 @@ def test_what_texts_mean(text: str, data: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "path", "sentence"),
     [
-        ("a: 1\n@a: 2\n", "a", "is written twice, first on line 1; remove one of them"),
-        ("a: 1\n@'a': 2\n", "a", "is written twice, first on line 1; remove one of them"),
-        ("a:\n  b: {c: 1, @c: 2}\n", "a.b.c", "is written twice, first on line 2; remove one of them"),
-        ("a: @!!python/object:os.system x\n", "a", "the tag !!python/object:os.system is not supported; remove it"),
-        ("a: @!!str 10\n", "a", "the tag !!str is not supported; remove it"),
-        ("a: @!secret x\n", "a", "the tag !secret is not supported; remove it"),
-        ("a: @!!set {x, y}\n", "a", "the tag !!set is not supported; remove it"),
-        ("a: &x {b: 1}\nc:\n  @<<: *x\n", "c", "merge keys (<<) are not supported; write the keys out"),
-        ("@[a]: 1\n", "", "a key must be a plain name"),
-        ("? @{a: b}\n: 1\n", "", "a key must be a plain name"),
-        ('@"\\uD800": 1\n', "", "a key must be a plain name"),
-        ('a: @"x\\uDFFF"\n', "a", "contains half a character (\\uD800 to \\uDFFF)"),
-        ("a: @&x [*x]\n", "a[0]", "contains itself"),
+        ("a: 1\n»a: 2\n", "a", "is written twice, first on line 1; remove one of them"),
+        ("a: 1\n»'a': 2\n", "a", "is written twice, first on line 1; remove one of them"),
+        ("a:\n  b: {c: 1, »c: 2}\n", "a.b.c", "is written twice, first on line 2; remove one of them"),
+        ("a: »!!python/object:os.system x\n", "a", "the tag !!python/object:os.system is not supported; remove it"),
+        ("a: »!!str 10\n", "a", "the tag !!str is not supported; remove it"),
+        ("a: »!secret x\n", "a", "the tag !secret is not supported; remove it"),
+        ("a: »!!set {x, y}\n", "a", "the tag !!set is not supported; remove it"),
+        ("a: &x {b: 1}\nc:\n  »<<: *x\n", "c", "merge keys (<<) are not supported; write the keys out"),
+        ("»[a]: 1\n", "", "a key must be a plain name"),
+        ("? »{a: b}\n: 1\n", "", "a key must be a plain name"),
+        ('»"\\uD800": 1\n', "", "a key must be a plain name"),
+        ('a: »"x\\uDFFF"\n', "a", "contains half a character (\\uD800 to \\uDFFF)"),
+        ("a: »&x [*x]\n", "a[0]", "contains itself"),
     ],
 )
 def test_what_is_refused_and_where(text: str, path: str, sentence: str) -> None:

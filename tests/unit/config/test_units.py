@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,8 @@ from ascproxy.config.units import MAX_SIZE, MAX_TIME_MS, parse_size, parse_time,
 
 
 @pytest.mark.parametrize(
-    ("text", "ms"), [("1ms", 1), ("250ms", 250), ("10s", 10_000), ("5m", 300_000), ("2h", 7_200_000), ("7d", 604_800_000)]
+    ("text", "ms"),
+    [("1ms", 1), ("250ms", 250), ("10s", 10_000), ("5m", 300_000), ("2h", 7_200_000), ("7d", 604_800_000)],
 )
 def test_times(text: str, ms: int) -> None:
     assert parse_time(text) == ms
@@ -37,14 +40,14 @@ HOW_SIZE = "a size is written with its unit, such as 64KiB, 32MiB or 512B"
         ("0s", "a time of 0 would end everything at once; write at least 1ms"),
         ("604800001ms", "is longer than 7d, the most that a time can be"),
         ("8d", "is longer than 7d, the most that a time can be"),
-        *((wrong, HOW_TIME) for wrong in ("", "s", "-1s", "1.5s", "1 s", "1s ", "1s\n", "1h30m", "١s", -1, 1.5, True, None, [], {})),
+        *((wrong, HOW_TIME) for wrong in ("", "s", "-1s", "1.5s", "1 s", "1s ", "1s\n", "1h30m")),
+        *((wrong, HOW_TIME) for wrong in ("\u0661s", -1, 1.5, True, None, [], {})),
         ("9" * 16 + "s", HOW_TIME),
     ],
 )  # fmt: skip
 def test_what_is_no_time(value: object, sentence: str) -> None:
-    with pytest.raises(ValueError, match=".") as refused:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         parse_time(value)
-    assert str(refused.value) == sentence
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,8 @@ def test_what_is_no_time(value: object, sentence: str) -> None:
     ],
 )
 def test_what_is_no_size(value: object, sentence: str) -> None:
-    with pytest.raises(ValueError, match=".") as refused:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         parse_size(value)
-    assert str(refused.value) == sentence
 
 
 @given(st.integers(1, MAX_TIME_MS))
