@@ -72,7 +72,8 @@ providers:
     credential: c
     region: eu-1
   b:
-    {type: openai, endpoints: ["https://h.example"], timeouts: {connect: 1s, between_tokens: 2m}, request_headers: [x-a-*]}
+    {type: openai, endpoints: ["https://h.example"], timeouts: {connect: 1s, between_tokens: 2m},
+     request_headers: [x-a-*]}
   c: {type: vllm, endpoints: ["http://127.0.0.1:8002"], pool_idle: 9s}
 routes:
   r:
