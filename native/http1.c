@@ -485,6 +485,12 @@ static bool is_host(const char *p, size_t len)
     return port <= 65535;
 }
 
+static bool takes_no_body(const char *buf, asc_span method)
+{
+    const char *name = buf + method.off;
+    return (method.len == 3 && memcmp(name, "GET", 3) == 0) || (method.len == 4 && memcmp(name, "HEAD", 4) == 0);
+}
+
 static enum http1_result judge_request(http1_head *head, const char *buf)
 {
     asc_span host = http1_value(head, HTTP1_HOST);
@@ -500,7 +506,12 @@ static enum http1_result judge_request(http1_head *head, const char *buf)
             return bad(head, "unknown expectation");
         head->expect_continue = head->minor == 1; /* RFC 9110 10.1.1: ignored from an HTTP/1.0 client */
     }
-    return judge(head, buf);
+    if (judge(head, buf) != HTTP1_DONE)
+        return HTTP1_ERROR;
+    /* RFC 9110 9.3.1: such content has no meaning and is what request smuggling hides in */
+    if ((head->framing == HTTP1_CHUNKED || head->content_length > 0) && takes_no_body(buf, head->method))
+        return bad(head, "GET or HEAD with a body");
+    return HTTP1_DONE;
 }
 
 static enum http1_result judge_response(http1_head *head, const char *buf, bool head_request)

@@ -97,7 +97,7 @@ enum http1_result { HTTP1_DONE = 1, HTTP1_PARTIAL = 0, HTTP1_ERROR = -1 };
  * transfer-encoding after dropping '-' and '_' in any case but which are not those names; targets other than
  * origin-form (absolute-form, authority-form and '*' are refused), fragments, and any byte outside RFC 3986 in path
  * and query; methods that are not tokens or are longer than 32 bytes; multiple Expect, Expect other than 100-continue;
- * HTTP/0.9. */
+ * GET or HEAD with a body; HTTP/0.9. */
 enum http1_result http1_parse_request(http1_head *head, const char *buf, size_t len, size_t seen, const http1_limits *limits);
 
 /* Parse a response head. `head_request` says that the request was HEAD (no body follows). 1xx, 204 and 304 have no body.
