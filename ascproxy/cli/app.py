@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -51,9 +52,13 @@ def run(arguments: list[str]) -> int:
     """Run one command; its exit status."""
     try:
         application()(arguments, prog_name="ascproxy")
+        sys.stdout.flush()
     except AscproxyError as error:
-        sys.stderr.write(f"ascproxy: {error}\n")
+        sys.stderr.write(f"{error}\n")
         return error.exit_code
+    except BrokenPipeError:  # whoever read our output has enough; flushing it at exit would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except SystemExit as exit_:  # how the command line library ends, wrong options included (2)
         return exit_.code if isinstance(exit_.code, int) else 0
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -36,6 +37,7 @@ one API key, which is shown once. Without --model the upstream is asked which mo
 TENANT = "default"
 ASK_TIMEOUT_S = 5.0
 MAX_ANSWER = 4 * 1024 * 1024
+MAX_CREDENTIAL = 16_384
 
 NODE_FILE = """\
 # What differs from machine to machine. Relative paths start at this file's folder. Check changes with: ascproxy check
@@ -90,8 +92,9 @@ def init(  # noqa: PLR0917 - a command has as many parameters as options
 ) -> None:
     """Make the directory, whole or not at all."""
     from ascproxy.config.check import split_endpoint
+    from ascproxy.config.schema import MAX_MODEL, PRINTABLE
 
-    if directory.exists():
+    if os.path.lexists(directory):
         raise UsageError(f"{directory} is there already; choose another name or remove it")
     try:
         split_endpoint(upstream)
@@ -101,6 +104,9 @@ def init(  # noqa: PLR0917 - a command has as many parameters as options
         raise UsageError("--https-port, --http-port and --metrics-port must differ")
     source = _source(credential)
     models = tuple(dict.fromkeys(model or ())) or ask_models(upstream, kind, source)
+    for name in models:
+        if not name or re.fullmatch(PRINTABLE, name) is None or len(name.encode()) > MAX_MODEL:
+            raise UsageError(f"{name!r} is no model name: 1 to {MAX_MODEL} bytes without control characters")
     wanted = Wanted(
         directory.absolute(), upstream.rstrip("/"), kind, models, https_port, http_port, metrics_port, source
     )
@@ -111,12 +117,14 @@ def init(  # noqa: PLR0917 - a command has as many parameters as options
 def make(wanted: Wanted) -> dict[str, Any]:
     """Write the directory beside its place and move it there in one step. What ``--json`` prints."""
     from ascproxy.config.compile import compile_files
+    from ascproxy.config.finding import InvalidConfigError
     from ascproxy.control.actions import KeyActions
     from ascproxy.net import authority
     from ascproxy.store.env import open_store
     from ascproxy.store.keys import KeyStore
 
     final = wanted.directory
+    above = [folder for folder in final.parents if not os.path.lexists(folder)]
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
@@ -126,9 +134,9 @@ def make(wanted: Wanted) -> dict[str, Any]:
         (building / "tls").mkdir(mode=0o700)
         names = ["localhost", "127.0.0.1", "::1", *_host_names()]
         authority.create(building / "tls", names, now=datetime.now(UTC))
-        (building / "ascproxy.yaml").write_text(node_file(wanted))
+        (building / "ascproxy.yaml").write_text(node_file(wanted), encoding="utf-8")
         resources = building / "resources.yaml"
-        resources.write_text(resources_file(wanted))
+        resources.write_text(resources_file(wanted), encoding="utf-8")
         compile_files(building, starting=False)  # a configuration that init writes is one that serve takes
         env = open_store(building / "state", write=True)
         try:
@@ -138,8 +146,13 @@ def make(wanted: Wanted) -> dict[str, Any]:
         building.rename(final)
     except OSError as error:
         raise AscproxyError(f"cannot make {final}: {(error.strerror or str(error)).lower()}") from error
+    except InvalidConfigError as error:
+        raise AscproxyError(str(error).replace(str(building), str(final))) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        for folder in above:  # those that we made, if they hold nothing
+            with contextlib.suppress(OSError):
+                folder.rmdir()
     return {
         "config": str(final / "ascproxy.yaml"),
         "https_url": f"https://localhost:{wanted.https_port}",
@@ -155,24 +168,26 @@ def make(wanted: Wanted) -> dict[str, Any]:
 def node_file(wanted: Wanted) -> str:
     """The text of ``ascproxy.yaml``."""
     node = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname().partition(".")[0])[:63].lstrip("._-") or "node"
+    if re.fullmatch(r"[0-9.]+|true|false|null", node):  # text to us, something else to YAML
+        node = f"node-{node}"
     http = HTTP_LISTENER.format(port=wanted.http_port) if wanted.http_port is not None else ""
     return NODE_FILE.format(node=node, https_port=wanted.https_port, http=http, metrics_port=wanted.metrics_port)
 
 
 def resources_file(wanted: Wanted) -> str:
-    """The text of ``resources.yaml``: JSON strings are YAML strings, whatever a model is called."""
+    """The text of ``resources.yaml``."""
     lines = [
         "# What all machines of a cluster agree on. Read again on reload (SIGHUP).",
         "tenants:",
         f"  {TENANT}: {{}}",
     ]
     if wanted.credential is not None:
-        lines += ["credentials:", f"  upstream: {{from: {json.dumps(wanted.credential)}}}"]
+        lines += ["credentials:", f"  upstream: {{from: {_quoted(wanted.credential)}}}"]
     lines += [
         "providers:",
         "  upstream:",
-        f"    type: {wanted.kind}                       # vllm | tgi | openai | anthropic",
-        f"    endpoints: [{json.dumps(wanted.upstream)}]",
+        f"    type: {wanted.kind}   # vllm | tgi | openai | anthropic",
+        f"    endpoints: [{_quoted(wanted.upstream)}]",
     ]
     if wanted.credential is not None:
         lines.append("    credential: upstream")
@@ -180,11 +195,16 @@ def resources_file(wanted: Wanted) -> str:
     for number, model in enumerate(wanted.models, 1):
         lines += [
             f"  model-{number}:",
-            f"    models: [{json.dumps(model)}]           # what callers ask for; globs allowed",
-            "    targets:                              # tried in order",
+            f"    models: [{_quoted(model)}]" + ("   # what callers ask for; globs allowed" if number == 1 else ""),
+            "    targets:" + ("   # tried in order" if number == 1 else ""),
             "      - {provider: upstream}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    """A YAML string: JSON's, but for characters beyond the BMP, which JSON escapes in two halves."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def ask_models(upstream: str, kind: ProviderType, credential: str | None) -> tuple[str, ...]:
@@ -233,24 +253,34 @@ def _get(upstream: str, path: str, kind: ProviderType, credential: str | None) -
 
 def _source(credential: str | None) -> str | None:
     """The source with an absolute path: the option is relative to here, the file it goes to is elsewhere."""
+    from ascproxy.config.document import under
+
     if credential is None:
         return None
     scheme, colon, place = credential.partition(":")
     if not colon or scheme not in ("file", "systemd", "env") or not place:
         raise UsageError(f"{credential!r} is no source of a credential: write file:PATH, systemd:NAME or env:VARIABLE")
-    return f"file:{Path(place).expanduser().absolute()}" if scheme == "file" else credential
+    return f"file:{os.path.normpath(under(Path.cwd(), place))}" if scheme == "file" else credential
 
 
 def _value(credential: str) -> str:
     """The credential itself, to ask the upstream once; it is not kept."""
+    from ascproxy.config.document import open_file
+
     scheme, _, place = credential.partition(":")
     if scheme == "env":
         return os.environ.get(place, "")
     path = Path(place) if scheme == "file" else Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / place
     try:
-        return path.read_text().strip()
+        with open_file(path) as file:
+            value = file.read(MAX_CREDENTIAL).decode("ascii").strip()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError:
+        value = ""
+    if re.fullmatch("[!-~]+", value) is None:
+        raise UsageError(f"{path} holds no credential: write the bare value into it, on one line")
+    return value
 
 
 def _host_names() -> list[str]:

@@ -117,7 +117,7 @@ def expiry_ms(text: str, now_ms: int) -> int:
 def _act(config: Path, method: str, path: str, wanted: dict[str, Any] | None) -> Any:
     """Ask the running service; act on the store if none runs."""
     from ascproxy.cli.local import ask
-    from ascproxy.config import run_dir_of
+    from ascproxy.config.running import run_dir_of
 
     try:
         return ask(run_dir_of(config), method, path, wanted)

@@ -8,7 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from ascproxy.errors import AscproxyError, NotRunningError
+from ascproxy.errors import AscproxyError, NotRunningError, UsageError
 
 CONTROL_SOCKET = "control.sock"
 TIMEOUT_S = 5.0
@@ -46,5 +46,6 @@ def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
     finally:
         connection.close()
     if response.status >= 400:
-        raise AscproxyError(str(document.get("error", response.reason)))
+        kind = UsageError if response.status == 400 else AscproxyError
+        raise kind(str(document.get("error", response.reason)))
     return document

@@ -37,7 +37,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print the document as one line of JSON.")] = False,
 ) -> None:
     """Print the status; the exit status says whether the service is ready."""
-    from ascproxy.config import run_dir_of
+    from ascproxy.config.running import run_dir_of
 
     try:
         document = ask(run_dir_of(config), "GET", "/status")

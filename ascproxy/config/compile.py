@@ -121,6 +121,13 @@ def run_dir(document: Document, environ: Mapping[str, str]) -> Path:
     return Path(_run_dir(node, None, document.file, environ))
 
 
+def state_dir(document: Document) -> Path:
+    """The state folder that a node file leads to, whatever else is wrong with it."""
+    said = document.data.get("state_dir") if isinstance(document.data, dict) else None
+    usual = str(NodeFile.model_fields["state_dir"].default)
+    return Path(_absolute(document.file.parent, said if isinstance(said, str) and said else usual))
+
+
 def _run_dir(node: str, said: str | None, file: Path, environ: Mapping[str, str]) -> str:
     if said is not None:
         return _absolute(file.parent, said)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ascproxy.config.compile import compile_files
 from ascproxy.config.diff import needs_restart
 from ascproxy.config.finding import InvalidConfigError
+from ascproxy.config.running import note
 from ascproxy.control import process
-from ascproxy.errors import UsageError
+from ascproxy.errors import AscproxyError, UsageError
 from ascproxy.model.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from ascproxy.control.app import Keys
 
 ARGUMENTS = 5
 
@@ -27,13 +33,24 @@ def load(target: Path, boot: Snapshot | None) -> process.Loaded:
     return process.Loaded(compiled.snapshot, tuple(str(finding) for finding in compiled.warnings), restart)
 
 
+def open_keys(snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None]) -> Keys:
+    """The stored keys of a service that runs now, and the note where it does. Raises AscproxyError."""
+    keys = process.stored_keys(snapshot, tenants, wrote)
+    state = Path(snapshot.node.state_dir)
+    try:
+        note(state, Path(snapshot.node.run_dir))
+    except OSError as error:
+        raise AscproxyError(f"cannot write to state_dir {state}: {(error.strerror or str(error)).lower()}") from error
+    return keys
+
+
 def main(arguments: list[str]) -> int:
     """Be control; the exit status."""
     if len(arguments) != ARGUMENTS or arguments[1] != "--config" or arguments[3] != "--fd":
         sys.stderr.write("ascproxy.control is started by: ascproxy serve DIR\n")
         return 2
     target = Path(arguments[2])
-    return process.run(int(arguments[4]), lambda boot: load(target, boot), process.stored_keys)
+    return process.run(int(arguments[4]), lambda boot: load(target, boot), open_keys)
 
 
 if __name__ == "__main__":

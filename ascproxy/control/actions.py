@@ -19,6 +19,7 @@ from ascproxy.wire.operation import Operation
 
 MEMBERS = {"tenant", "models", "operations", "expires_ms"}
 MAX_SCOPE = 100
+MAX_EXPIRES_MS = 253_402_300_799_000  # the last second that a date of four digits can say
 
 
 def instant(ms: int | None) -> str | None:
@@ -62,8 +63,8 @@ class KeyActions:
             if operation not in set(Operation):
                 raise UsageError(f"there is no operation {operation!r}; operations: {', '.join(sorted(Operation))}")
         expires_ms = wanted.get("expires_ms")
-        if expires_ms is not None and (type(expires_ms) is not int or not now_ms < expires_ms < 2**53):
-            raise UsageError("a key must expire in the future (expires_ms: milliseconds since 1970)")
+        if expires_ms is not None and (type(expires_ms) is not int or not now_ms < expires_ms <= MAX_EXPIRES_MS):
+            raise UsageError("a key must expire in the future, and before the year 10000")
         text, row = apikey.mint(
             tenant,
             models=_names(wanted, "models"),

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from ascproxy.config import run_dir_of
 from ascproxy.config.compile import compile_files
 from ascproxy.config.finding import InvalidConfigError, Severity
+from ascproxy.config.running import note, run_dir_of
 from ascproxy.errors import UsageError
 from ascproxy.model.node import Limits, Listener, Node
 from ascproxy.model.provider import Credential, Endpoint, Provider, ProviderType, UpstreamTimeouts, UpstreamTls
@@ -249,3 +249,15 @@ class TestRunDir:
             run_dir_of(tmp_path, {})
         file = tmp_path / "ascproxy.yaml"
         assert str(refused.value) == f"{file} names no node; check it with: ascproxy check {file}"
+
+    def test_the_note_of_a_running_service_wins_over_what_the_file_says_now(self, tmp_path: Path) -> None:
+        expected = Path(compiled(tmp_path, NODE).node.run_dir)
+        (tmp_path / "state").mkdir()
+        running = tmp_path / "run"
+        running.mkdir()
+        note(tmp_path / "state", running)
+        assert run_dir_of(tmp_path, {}) == expected  # nothing listens there any more
+        (running / "control.sock").touch()
+        write(tmp_path, NODE.replace("node: n", "node: renamed") + "run_dir: /dev/shm/new\n")
+        assert run_dir_of(tmp_path, {}) == running
+        assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["run_dir"]
