@@ -122,7 +122,7 @@ class NodeFile(Section):
         description="volatile state and local sockets, on a tmpfs; default: the systemd unit's RuntimeDirectory, "
         "else `/dev/shm/ascproxy-NODE-HASH`, HASH of this file's path",
     )
-    workers: Workers = Field(None, description="worker processes; `auto`, the default, is one per core")
+    workers: Workers = Field(None, description="worker processes; `auto` is one per core")
     listeners: Annotated[list[ListenerSection], Field(min_length=1)] = Field(description="where callers connect")
     metrics: MetricsSection = Field(MetricsSection(), description="metrics and health")
     limits: LimitsSection = Field(LimitsSection(), description="limits of all listeners and of the node")
