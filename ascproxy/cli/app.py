@@ -49,16 +49,22 @@ def application() -> typer.Typer:
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; its exit status."""
+    """Run one command; its exit status. 1 too when whoever read the output closed it."""
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # flushing at the end of the interpreter would fail again, with a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
+
+
+def _run(arguments: list[str]) -> int:
     try:
         application()(arguments, prog_name="ascproxy")
-        sys.stdout.flush()
     except AscproxyError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
-    except BrokenPipeError:  # whoever read our output has enough; flushing it at exit would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except SystemExit as exit_:  # how the command line library ends, wrong options included (2)
         return exit_.code if isinstance(exit_.code, int) else 0
     return 0

@@ -268,9 +268,14 @@ def _value(credential: str) -> str:
     from ascproxy.config.document import open_file
 
     scheme, _, place = credential.partition(":")
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
     if scheme == "env":
-        return os.environ.get(place, "")
-    path = Path(place) if scheme == "file" else Path(os.environ.get("CREDENTIALS_DIRECTORY", "")) / place
+        if not os.environ.get(place):
+            raise UsageError(f"the environment variable {place} is not set")
+        return os.environ[place]
+    if scheme == "systemd" and folder is None:
+        raise UsageError(f"only the service itself can see {credential}: name the models with --model")
+    path = Path(place) if scheme == "file" else Path(folder or "", place)
     try:
         with open_file(path) as file:
             value = file.read(MAX_CREDENTIAL).decode("ascii").strip()

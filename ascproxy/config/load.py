@@ -200,11 +200,7 @@ def _section_at(kind: type[Section], location: Location) -> type[Section]:
 
 
 def _plain(annotation: Any) -> Any:
-    """``annotation`` without ``| None`` and ``Annotated``."""
-    while True:
-        if get_origin(annotation) is types.UnionType:
-            annotation = next(a for a in get_args(annotation) if a is not types.NoneType)
-        elif hasattr(annotation, "__metadata__"):
-            annotation = annotation.__origin__
-        else:
-            return annotation
+    """``annotation`` without ``| None``."""
+    if get_origin(annotation) is types.UnionType:
+        return next(a for a in get_args(annotation) if a is not types.NoneType)
+    return annotation

@@ -121,6 +121,8 @@ USAGE = {
     "there": (["there", "--upstream", "http://h", "--model", "m"], "there is there already; choose another name or remove it"),
     "dangling link": (["link", "--upstream", "http://h", "--model", "m"], "link is there already; choose another name or remove it"),
     "unreadable credential": (["d", "--upstream", "http://127.0.0.1:1", "--credential", "file:absent"], "absent: no such file or directory"),
+    "unset credential": (["d", "--upstream", "http://127.0.0.1:1", "--credential", "env:NOT_SET"], "the environment variable NOT_SET is not set"),
+    "credential of the unit": (["d", "--upstream", "http://127.0.0.1:1", "--credential", "systemd:k"], "only the service itself can see systemd:k: name the models with --model"),
     "no credential in it": (["d", "--upstream", "http://127.0.0.1:1", "--credential", "file:binary"], "binary holds no credential: write the bare value into it, on one line"),
 }  # fmt: skip
 

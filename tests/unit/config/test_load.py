@@ -30,6 +30,8 @@ NODE_CASES = [
     ("listeners: [»8080]\n", "listeners[0]", "is the number 8080; write keys and values below it, or {}", "node: n\n"),
     ("listeners:\n  - »tls: {certificate: c, key: k}\n", "listeners[0].address", "is missing: `host:port`, `[v6]:port` or `unix:PATH`. Without `tls` only loopback addresses and Unix sockets", "node: n\n"),
     ("listeners:\n  - {address: 'unix:a', »tsl: {}}\n", "listeners[0].tsl", "unknown key 'tsl'; did you mean tls?", "node: n\n"),
+    ("listeners:\n  - {address: 'unix:a', tls: {certificate: c, key: k, »clientca: x}}\n", "listeners[0].tls.clientca", "unknown key 'clientca'; did you mean client_ca?", "node: n\n"),
+    ("listeners:\n  - {address: 'unix:a', »tls: {key: k}}\n", "listeners[0].tls.certificate", "is missing: certificate chain, the server's own first", "node: n\n"),
     ("listeners:\n  - {address: 'unix:a', tls: »yes}\n", "listeners[0].tls", "is the text 'yes'; write keys and values below it, or {}", "node: n\n"),
     ("listeners:\n  - {address: 'unix:a', limits: {»max_bodies: 1GiB}}\n", "listeners[0].limits.max_bodies", "max_bodies counts for the whole node; move it to limits at the top of the file", "node: n\n"),
     ("»wrokers: 3\n", "wrokers", "unknown key 'wrokers'; did you mean workers?", NODE),
