@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ascproxy.config.document import Document, Location, read, under
@@ -188,11 +188,8 @@ def _section_at(kind: type[Section], location: Location) -> type[Section]:
     """The section class that the schema has at ``location``."""
     current: Any = kind
     for part in location:
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            field = current.model_fields.get(str(part)) or next(
-                f for f in current.model_fields.values() if f.alias == part
-            )
-            current = _plain(field.annotation)
+        if get_origin(current) is None:  # a section; none of those that hold sections has an alias
+            current = _plain(current.model_fields[str(part)].annotation)
         else:  # a list or a mapping by name: what it holds
             current = _plain(get_args(current)[-1])
     assert isinstance(current, type) and issubclass(current, Section)

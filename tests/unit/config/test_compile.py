@@ -239,7 +239,7 @@ class TestRunDir:
 
     def test_mistakes_elsewhere_do_not_keep_status_from_finding_it(self, tmp_path: Path) -> None:
         served = compiled(tmp_path, NODE).node.run_dir
-        write(tmp_path, NODE + "zzz: 1\nlimits: 3\n")
+        write(tmp_path, NODE + "zzz: 1\nlimits: 3\nstate_dir: 3\n")
         assert str(run_dir_of(tmp_path, {})) == served
 
     @pytest.mark.parametrize("text", ["listeners: []\n", "- x\n", "node: [\n"])

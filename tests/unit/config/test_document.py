@@ -95,7 +95,7 @@ def test_what_is_no_yaml(text: str | bytes, line: int, column: int, sentence: st
 
 
 def test_depth_is_bounded_whole_and_exactly() -> None:
-    deep = parsed("[" * MAX_DEPTH + "]" * MAX_DEPTH)
+    deep = parsed("[" * MAX_DEPTH + "x" + "]" * MAX_DEPTH)
     assert deep.findings == []
     deeper = parsed("[" * (MAX_DEPTH + 1) + "x" + "]" * (MAX_DEPTH + 1))
     assert [f.reason for f in deeper.findings] == [f"is nested deeper than {MAX_DEPTH} levels"]
