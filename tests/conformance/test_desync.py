@@ -1,18 +1,12 @@
 """The classified requests of http-desync-guardian at the head parser: what an attack could hide in is refused.
 
-The vectors name a request line and fields; ``Host`` and a body that fits are added here. Each expectation is the tier
-of the vector, except for those listed below by name with the reason.
+Each expectation is the tier of the vector, except for those listed below by name with the reason.
 """
 
-import os
-import pathlib
-
 import pytest
-import yaml
 
 from ascproxy import _parsers as native
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.kit.desync import MISSING, folder, request, vectors
 
 CODINGS = "a transfer coding other than exactly chunked"
 TARGET = "a target that is not a path of RFC 3986"
@@ -30,45 +24,6 @@ REFUSED_COMPLIANT = {
 }
 # The tier between: harmless deviations. All but these are refused, because they are not HTTP/1.x or not its grammar.
 SERVED_ACCEPTABLE = {"Get with a body and Content-Length:0"}
-
-
-def folder():
-    """Where the vectors lie: $ASCPROXY_SHARED, or a folder named shared beside this repository or above it."""
-    places = [pathlib.Path(p) for p in [os.environ.get("ASCPROXY_SHARED")] if p]
-    places += [parent / "shared" for parent in ROOT.parents]
-    return next((p for p in (place / "vectors/http-desync" for place in places) if p.is_dir()), None)
-
-
-def vectors():
-    """One parameter per vector, or one that is skipped for all to see."""
-    where = folder()
-    if where is None:
-        yield pytest.param(None, marks=pytest.mark.skip(reason="vectors/http-desync not found; set ASCPROXY_SHARED"))
-        return
-    for path in sorted(where.glob("*.yaml")):
-        for n, vector in enumerate(yaml.safe_load(path.read_bytes())):
-            yield pytest.param(vector, id=f"{path.stem}-{n}-{vector['name'][:40]}")
-
-
-def wire(text):
-    """Code points below 256 are bytes in these files, others are UTF-8."""
-    try:
-        return str(text).encode("latin-1")
-    except UnicodeEncodeError:
-        return str(text).encode()
-
-
-def request(vector):
-    """The bytes of the head, and of a body that fits its framing."""
-    fields = [(wire(h["name"]), wire(h["value"])) for h in vector["headers"] or []]
-    if not any(name.strip().lower() == b"host" for name, _ in fields):
-        fields.insert(0, (b"Host", b"example.com"))
-    line = b" ".join(wire(vector[part]) for part in ("method", "uri", "version"))
-    head = line + b"\r\n" + b"".join(b"%b:%b\r\n" % field for field in fields) + b"\r\n"
-    lengths = [value.strip() for name, value in fields if name.strip().lower() == b"content-length"]
-    if any(b"transfer-encoding" in name.lower() for name, _ in fields):
-        return head, b"1\r\nx\r\n0\r\n\r\n"
-    return head, b"x" * min(int(lengths[0]), 1 << 20) if lengths and lengths[0].isdigit() else b""
 
 
 def served(vector):
@@ -90,7 +45,7 @@ def test_vector(vector):
         assert accepted == (name in SERVED_ACCEPTABLE), result
 
 
-@pytest.mark.skipif(folder() is None, reason="vectors/http-desync not found; set ASCPROXY_SHARED")
+@pytest.mark.skipif(folder() is None, reason=MISSING)
 def test_every_listed_name_is_a_vector():
     names = {p.values[0]["name"] for p in vectors()}
     assert names >= REFUSED_COMPLIANT.keys() | SERVED_ACCEPTABLE
