@@ -1,11 +1,13 @@
 """The run directory: one supervisor at a time, emptied at its start, and the pages in it.
 
-``lock`` stays and is locked (flock) for the life of the supervisor; it holds its pid, for a person to read and for
-nothing else. ``slot-N.page`` are the metric pages, ``shared.page`` is what all processes read.
+``lock`` is locked (flock) for the life of the supervisor; it holds its pid, for a person to read and for nothing else.
+``slot-N.page`` are the metric pages, ``shared.page`` is what all processes read. A clean stop removes the directory
+if a supervisor made it; so whoever has locked makes sure that what is locked is still the file in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -39,7 +41,17 @@ class RunDir:
     def __init__(self, path: str) -> None:
         """Raises :class:`RunDirError` when it is in use, somebody else's, or cannot be made."""
         self.path = Path(path)
+        while True:
+            self._lock = self._open_lock(path)
+            self._take_lock()
+            if self._is_locked():
+                break
+            os.close(self._lock)  # the one before us was just removing it
+        self.empty()
+
+    def _open_lock(self, path: str) -> int:
         try:
+            self.made = not self.path.exists() or (self.path / LOCK).exists()  # by us, now or before a crash
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             found = self.path.stat()
             if found.st_uid != os.geteuid():
@@ -47,11 +59,15 @@ class RunDir:
             if not (self.path / LOCK).exists() and any(self.path.iterdir()):
                 raise RunDirError(f"run_dir {path} holds files that are not ours, it is emptied at start: name another")
             self.path.chmod(0o700)
-            self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            return os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise RunDirError(f"cannot use run_dir {path}: {(error.strerror or str(error)).lower()}") from error
-        self._take_lock()
-        self.empty()
+
+    def _is_locked(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._lock), (self.path / LOCK).lstat())
+        except FileNotFoundError:
+            return False
 
     def _take_lock(self) -> None:
         try:
@@ -108,6 +124,10 @@ class RunDir:
         os.close(self._lock)
 
     def close(self) -> None:
-        """Empty the directory and unlock it."""
+        """Remove what is in the directory, and the directory if it was made here, and unlock it."""
         self.empty()
+        (self.path / LOCK).unlink(missing_ok=True)
+        if self.made:
+            with contextlib.suppress(OSError):  # the folder above may not be ours to write
+                self.path.rmdir()
         os.close(self._lock)

@@ -18,8 +18,32 @@ def test_it_is_private_locked_and_emptied(tmp_path: Path) -> None:
         RunDir(str(first.path))
     assert (first.path / "stale.sock").exists()
     first.close()
-    assert [entry.name for entry in first.path.iterdir()] == ["lock"]
+    assert not first.path.exists(), "what was made here is removed here"
     RunDir(str(first.path)).close()
+
+
+def test_a_folder_that_was_there_stays_and_is_empty(tmp_path: Path) -> None:
+    run_dir = RunDir(str(tmp_path))
+    run_dir.create_shared_page()
+    run_dir.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_was_removed_meanwhile_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one stops between our opening and our locking: we lock what is there then."""
+    other = RunDir(str(tmp_path / "run"))
+    taken, leaving = RunDir._take_lock, [other]
+
+    def late(self: RunDir) -> None:
+        while leaving:
+            leaving.pop().close()
+        taken(self)
+
+    monkeypatch.setattr(RunDir, "_take_lock", late)
+    mine = RunDir(str(tmp_path / "run"))
+    with pytest.raises(RunDirError, match="already running"):
+        RunDir(str(tmp_path / "run"))
+    mine.close()
 
 
 def test_a_folder_that_is_not_ours_is_not_emptied(tmp_path: Path) -> None:
