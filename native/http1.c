@@ -237,7 +237,7 @@ static enum http1_result parse_fields(http1_head *head, const char *buf, const c
             return partial(head, line, end, limits->max_field, false);
         if (*p != ':' || p == line) {
             if (*p == ' ' || *p == '\t')
-                return bad(head, p == line ? "folded line or white space before a field" : "white space in a field name");
+                return bad(head, p == line ? "white space before a field, or a folded line" : "white space in a name");
             return bad(head, *p == '\n' ? "bare LF" : "not a field line");
         }
         if (head->n_fields == max_fields)
@@ -359,7 +359,8 @@ static enum http1_result parse_request_line(http1_head *head, const char *buf, c
 }
 
 /* The status line at *at, which is moved behind it. The reason phrase may be missing with its space. */
-static enum http1_result parse_status_line(http1_head *head, const char **at, const char *end, const http1_limits *limits)
+static enum http1_result parse_status_line(http1_head *head, const char **at, const char *end,
+                                           const http1_limits *limits)
 {
     const char *line = *at, *p = line;
     size_t n = (size_t)(end - line) < 5 ? (size_t)(end - line) : 5;
@@ -531,7 +532,8 @@ static enum http1_result judge_response(http1_head *head, const char *buf, bool 
 
 /* Nothing but bytes within a line arrived since the last call. Says DONE when the head must be parsed, because a line
  * ended (or is damaged, which the parse then names). */
-static enum http1_result still_partial(http1_head *head, const char *buf, size_t len, size_t seen, const http1_limits *limits)
+static enum http1_result still_partial(http1_head *head, const char *buf, size_t len, size_t seen,
+                                       const http1_limits *limits)
 {
     const char *end = buf + len, *stop = control(buf + seen - 1, end); /* the last byte seen may be a CR */
     if (stop < end && !(*stop == '\r' && stop + 1 == end))
@@ -544,8 +546,8 @@ static enum http1_result still_partial(http1_head *head, const char *buf, size_t
     return partial(head, line ? line + 1 : buf, end, limits->max_line, true);
 }
 
-static enum http1_result parse(http1_head *head, const char *buf, size_t len, size_t seen, bool request, bool head_request,
-                               const http1_limits *limits)
+static enum http1_result parse(http1_head *head, const char *buf, size_t len, size_t seen, bool request,
+                               bool head_request, const http1_limits *limits)
 {
     memset(head, 0, offsetof(http1_head, fields));
     bool all = len < limits->max_head;
@@ -577,7 +579,8 @@ static enum http1_result parse(http1_head *head, const char *buf, size_t len, si
     return result;
 }
 
-enum http1_result http1_parse_request(http1_head *head, const char *buf, size_t len, size_t seen, const http1_limits *limits)
+enum http1_result http1_parse_request(http1_head *head, const char *buf, size_t len, size_t seen,
+                                      const http1_limits *limits)
 {
     return parse(head, buf, len, seen, true, false, limits);
 }

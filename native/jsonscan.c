@@ -5,8 +5,8 @@
  * and brackets only). It is a state machine whose states are labels, so that a text that lies whole in the buffer runs
  * straight through; where the bytes run out the label is remembered and entered again by the next feed.
  *
- * What is looked for is said by places: a container has a place (TOP, CHOICE, USAGE, ...), a member of interest within a
- * place has a number (M_MODEL, ...), everything else is M_NONE, and a container in which nothing counts is NOWHERE.
+ * What is looked for is said by places: a container has a place (TOP, CHOICE, USAGE, ...), a member of interest within
+ * a place has a number (M_MODEL, ...), everything else is M_NONE, and a container in which nothing counts is NOWHERE.
  */
 #include "jsonscan.h"
 
@@ -185,11 +185,13 @@ static inline __attribute__((always_inline)) const char *plain(const char *p, co
 static inline const char *structural(const char *p, const char *end)
 {
 #if defined(__SSE2__)
-    const __m128i quote = _mm_set1_epi8('"'), bit = _mm_set1_epi8(0x20), open = _mm_set1_epi8('{'), close = _mm_set1_epi8('}');
+    const __m128i quote = _mm_set1_epi8('"'), bit = _mm_set1_epi8(0x20);
+    const __m128i open = _mm_set1_epi8('{'), close = _mm_set1_epi8('}');
     for (; end - p >= 16; p += 16) {
         __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
         __m128i y = _mm_or_si128(x, bit); /* '[' | 0x20 is '{', ']' | 0x20 is '}' */
-        __m128i hit = _mm_or_si128(_mm_cmpeq_epi8(x, quote), _mm_or_si128(_mm_cmpeq_epi8(y, open), _mm_cmpeq_epi8(y, close)));
+        __m128i bracket = _mm_or_si128(_mm_cmpeq_epi8(y, open), _mm_cmpeq_epi8(y, close));
+        __m128i hit = _mm_or_si128(_mm_cmpeq_epi8(x, quote), bracket);
         unsigned mask = (unsigned)_mm_movemask_epi8(hit);
         if (mask)
             return p + __builtin_ctz(mask);
@@ -198,14 +200,6 @@ static inline const char *structural(const char *p, const char *end)
     while (p < end && *p != '"' && (*p | 0x20) != '{' && (*p | 0x20) != '}')
         p++;
     return p;
-}
-
-static inline int hex_value(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
 static inline char escaped(char c)
@@ -228,6 +222,26 @@ static inline char escaped(char c)
     default:
         return 0;
     }
+}
+
+/* 1 + the value of a hexadecimal digit, 0 for other bytes. */
+static const uint8_t digits[256] = {
+    ['0'] = 1, ['1'] = 2, ['2'] = 3, ['3'] = 4, ['4'] = 5, ['5'] = 6, ['6'] = 7, ['7'] = 8, ['8'] = 9, ['9'] = 10,
+    ['a'] = 11, ['b'] = 12, ['c'] = 13, ['d'] = 14, ['e'] = 15, ['f'] = 16,
+    ['A'] = 11, ['B'] = 12, ['C'] = 13, ['D'] = 14, ['E'] = 15, ['F'] = 16,
+};
+
+/* Length of the escape at p if it is whole, valid and no surrogate; 0 leaves it to the states that go byte by byte. */
+static inline size_t plain_escape(const char *p, const char *end)
+{
+    const unsigned char *e = (const unsigned char *)p;
+    if (end - p < 6)
+        return 0;
+    if (e[1] != 'u')
+        return escaped(p[1]) ? 2 : 0;
+    unsigned a = digits[e[2]], b = digits[e[3]];
+    bool surrogate = a == 14 && b >= 9; /* D8.. to DF.. */
+    return a && b && digits[e[4]] && digits[e[5]] && !surrogate ? 6 : 0;
 }
 
 static size_t encode(char out[4], uint32_t point)
@@ -333,12 +347,36 @@ static int64_t integer(const char *p, uint64_t len)
     return n <= INT64_MAX ? (int64_t)n : -1;
 }
 
-#define IS(literal) (len == sizeof(literal) - 1 && memcmp(name, literal, sizeof(literal) - 1) == 0)
+static inline uint64_t load8(const char *p)
+{
+    uint64_t x;
+    memcpy(&x, p, 8);
+    return x;
+}
+
+static inline uint32_t load4(const char *p)
+{
+    uint32_t x;
+    memcpy(&x, p, 4);
+    return x;
+}
+
+/* memcmp for a length that is known when compiling, which compilers call out for from about 13 bytes on. */
+static inline __attribute__((always_inline)) bool equal(const char *a, const char *b, const size_t n)
+{
+    if (n < 4 || n > 24)
+        return memcmp(a, b, n) == 0;
+    if (n < 8)
+        return load4(a) == load4(b) && load4(a + n - 4) == load4(b + n - 4);
+    return load8(a) == load8(b) && load8(a + n - 8) == load8(b + n - 8) && (n <= 16 || load8(a + 8) == load8(b + 8));
+}
+
+#define IS(literal) (len == sizeof(literal) - 1 && equal(name, literal, sizeof(literal) - 1))
 
 /* ---- requests ---------------------------------------------------------------------------------------------------- */
 
 /* The names of top-level members are kept as 64-bit seeded hashes. Equal names always meet; two different names that
- * collide (2^-64 a pair, and a caller cannot see the seed) are refused like a duplicate, which harms only their sender. */
+ * collide (2^-64 a pair, the seed is not known outside) are refused like a duplicate, which harms only their sender. */
 static inline uint64_t mix(uint64_t state, uint64_t word)
 {
     uint64_t x = (state ^ word) * 0x9e3779b97f4a7c15u;
@@ -347,27 +385,20 @@ static inline uint64_t mix(uint64_t state, uint64_t word)
     return x ^ x >> 32;
 }
 
-static inline uint64_t word_of(const void *bytes)
-{
-    uint64_t word;
-    memcpy(&word, bytes, 8);
-    return word;
-}
-
 /* `at` bytes of the name were hashed before. */
 static void hash_more(struct hash *hash, uint64_t at, const char *p, size_t n)
 {
     for (size_t i = 0; i < n; i++, at++) {
         hash->block[at & 7] = (unsigned char)p[i];
         if ((at & 7) == 7)
-            hash->state = mix(hash->state, word_of(hash->block));
+            hash->state = mix(hash->state, load8((const char *)hash->block));
     }
 }
 
 static uint64_t hash_end(struct hash *hash, uint64_t len)
 {
     memset(hash->block + (len & 7), 0, 8 - (len & 7));
-    uint64_t h = mix(mix(hash->state, word_of(hash->block)), len);
+    uint64_t h = mix(mix(hash->state, load8((const char *)hash->block)), len);
     return h ? h : 1;
 }
 
@@ -438,7 +469,7 @@ static inline enum member request_member(enum place place, const char *name, uin
     }
 }
 
-/* A member's name has ended: name[0..len) holds its first bytes at least, `split` says that it was hashed on the way. */
+/* A member's name has ended: name[0..len) holds its first bytes at least, `split`: it was hashed on the way. */
 static enum json_error request_key(struct lexer *x, const char *name, uint64_t len, bool split)
 {
     json_request *r = (json_request *)(void *)x;
@@ -461,7 +492,7 @@ static enum json_error request_key(struct lexer *x, const char *name, uint64_t l
         r->hash.state = r->seed;
         uint64_t at = 0;
         for (; len - at >= 8; at += 8)
-            r->hash.state = mix(r->hash.state, word_of(name + at));
+            r->hash.state = mix(r->hash.state, load8(name + at));
         memcpy(r->hash.block, name + at, len - at);
     }
     return names_add(r, hash_end(&r->hash, len));
@@ -680,7 +711,8 @@ static void answer_value(struct lexer *x, enum kind kind, const char *text, uint
         }
         return;
     case M_CONTENT:
-        f->has_content |= kind == OBJECT || (kind == STRING && len > 0); /* a list counts when it has a part: answer_first */
+        /* a list counts when it has a part: answer_first */
+        f->has_content |= kind == OBJECT || (kind == STRING && len > 0);
         return;
     case M_CALLS:
     case M_TOKEN:
@@ -792,8 +824,9 @@ static inline __attribute__((always_inline)) void keep(struct lexer *x, const ch
     x->len += n;
 }
 
-static inline __attribute__((always_inline)) enum json_error value_ended(struct lexer *x, enum kind kind, const char *text,
-                                                                         uint64_t len, uint64_t end, const bool strict)
+static inline __attribute__((always_inline)) enum json_error value_ended(struct lexer *x, enum kind kind,
+                                                                         const char *text, uint64_t len, uint64_t end,
+                                                                         const bool strict)
 {
     if (x->member == M_NONE)
         return JSON_OK;
@@ -1014,7 +1047,9 @@ string:
                         goto out;
                 } else {
                     struct answer *a = (struct answer *)(void *)x;
-                    x->member = text_len <= TEXT ? (uint8_t)answer_member(a, (enum place)x->place, text, text_len) : M_NONE;
+                    x->member = M_NONE;
+                    if (text_len <= TEXT)
+                        x->member = (uint8_t)answer_member(a, (enum place)x->place, text, text_len);
                 }
                 goto colon;
             }
@@ -1028,6 +1063,13 @@ string:
         }
         keep(x, run, (size_t)(p - run), strict);
         if (*p == '\\') {
+            if (!x->key && x->member == M_NONE && x->high == HIGH_NONE) {
+                size_t n = plain_escape(p, end);
+                if (n > 0) {
+                    p += n;
+                    continue;
+                }
+            }
             p++;
             goto escape;
         }
@@ -1072,7 +1114,7 @@ escape:
 unicode:
     while (x->sub < 4) {
         NEED(IN_UNICODE);
-        int digit = hex_value(*p++);
+        int digit = digits[(unsigned char)*p++] - 1;
         if (digit < 0)
             FAIL(JSON_SYNTAX);
         x->unit = (uint16_t)(x->unit << 4 | digit);

@@ -23,7 +23,7 @@ enum json_error {
     JSON_NOT_OBJECT,   /* JSON, but not an object */
     JSON_TRUNCATED,    /* ended inside the object (only from json_request_end) */
     JSON_TRAILING,     /* bytes other than white space after the object */
-    JSON_DUPLICATE,    /* a top-level member twice (compared after unescaping) */
+    JSON_DUPLICATE,    /* a top-level member twice (compared after unescaping), or a nested one that is read here */
     JSON_DEPTH,
     JSON_KEYS,
     JSON_NUMBER,       /* a number over max_digits */

@@ -1,6 +1,6 @@
 /* Server-sent events, watched as they pass. See sse.h.
  *
- * A line is its field name, a colon, perhaps one space, and the value (WHATWG HTML 9.2.6); an empty line ends the event.
+ * A line is a field name, a colon, perhaps one space, and a value (WHATWG HTML 9.2.6); an empty line ends the event.
  * Data goes straight into the JSON scan, line by line, so that nothing is kept but the state of both.
  */
 #include "sse.h"
@@ -67,8 +67,10 @@ static void more_data(sse_scanner *s, const char *p, size_t n)
         s->content = true;
         return;
     }
-    for (size_t i = 0; i < n && s->done_match != NO_MATCH; i++)
-        s->done_match = s->done_match < sizeof DONE - 1 && p[i] == DONE[s->done_match] ? (uint8_t)(s->done_match + 1) : (uint8_t)NO_MATCH;
+    for (size_t i = 0; i < n && s->done_match != NO_MATCH; i++) {
+        bool match = s->done_match < sizeof DONE - 1 && p[i] == DONE[s->done_match];
+        s->done_match = match ? (uint8_t)(s->done_match + 1) : NO_MATCH;
+    }
     json_answer_feed(&s->json, p, n);
     s->content |= json_answer_facts(&s->json)->has_content;
 }

@@ -1,7 +1,7 @@
 /* Server-sent events of model servers (WHATWG HTML 9.2.6), watched as they pass.
  *
  * The scanner changes nothing: it tells where events end, and what they said: usage, finish reason, error frames,
- * the terminator of the dialect. Events may be split anywhere, between and inside lines, CR, LF and CRLF line ends alike.
+ * the terminator of the dialect. Events may be split anywhere, between and inside lines, and end in CR, LF or CRLF.
  * Comment lines (":") are no progress (SEMANTICS 3: they do not reset the idle deadline).
  */
 #ifndef ASC_SSE_H
@@ -17,12 +17,13 @@ typedef struct {
     int64_t usage_in, usage_out; /* last usage seen, -1 none */
     uint8_t dialect;        /* enum json_dialect */
     uint8_t finish;         /* enum json_finish: the last not none */
-    bool terminated;        /* OPENAI: data [DONE]; MESSAGES: message_stop; RESPONSES: response.completed, .incomplete or
-                               .failed; TGI: generated_text not null */
-    bool error;             /* an error frame passed: OPENAI/TGI top-level "error"; MESSAGES: type error; RESPONSES: type
-                               error or response.failed */
-    bool content;           /* a content byte has passed (SEMANTICS 3, commit): OPENAI a non-empty delta.content, .reasoning,
-                               .reasoning_content, .refusal, text, or any tool_calls; MESSAGES content_block_delta;
+    bool terminated;        /* OPENAI: data [DONE]; MESSAGES: message_stop; RESPONSES: response.completed, .incomplete
+                               or .failed; TGI: generated_text not null */
+    bool error;             /* an error frame passed: OPENAI/TGI top-level "error"; MESSAGES: type error; RESPONSES:
+                               type error or response.failed */
+    bool content;           /* a content byte has passed (SEMANTICS 3, commit): OPENAI a non-empty delta.content,
+                               .reasoning, .reasoning_content, .refusal, text, or any tool_calls; MESSAGES
+                               content_block_delta;
                                RESPONSES any *.delta; TGI any token; NONE any data */
     bool progress;          /* set when data (not a comment) was seen in the last feed */
     uint64_t data_off;      /* offset of the first data byte of the event under way, or of the one that ended last */
@@ -43,8 +44,8 @@ unsigned sse_feed(sse_scanner *scanner, const char *bytes, size_t len);
  * scanner->json until the next call), false when all bytes were consumed. progress is set here and never reset. */
 bool sse_next(sse_scanner *scanner, const char *bytes, size_t len, size_t *consumed);
 
-/* Where in the stream the usage member of the event that ended last lies (json_facts.usage_off as a stream offset), so that
- * it can be overwritten with spaces. False when it has none, or when its data is spread over several lines. */
+/* Where in the stream the usage member of the event that ended last lies (json_facts.usage_off as a stream offset), so
+ * that it can be overwritten with spaces. False when it has none, or when its data is spread over several lines. */
 bool sse_usage(const sse_scanner *scanner, uint64_t *off, uint64_t *len);
 
 /* True when the stream so far ends exactly at an event boundary (a frame may be inserted here). */

@@ -57,7 +57,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     const json_fields *f = json_request_fields(whole);
     if (error == JSON_OK) {
         check(memcmp(f, json_request_fields(split), sizeof *f) == 0);
-        check(f->model_off + f->model_raw_len <= size && f->options_off + f->options_raw_len <= size && f->open_off <= size);
+        check(f->model_off + f->model_raw_len <= size && f->options_off + f->options_raw_len <= size);
+        check(f->open_off <= size);
         check(!f->has_model || (data[f->model_off] == '"' && data[f->model_off + f->model_raw_len - 1] == '"'));
         check(data[f->open_off - 1] == '{');
     }
