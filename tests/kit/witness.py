@@ -13,15 +13,17 @@ import threading
 from tests.kit.rig import free_port
 
 BODY = b'{"object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"seen"}}]}'
-ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+GOOD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 
 class Witness:
-    """``with Witness() as witness``: listens at ``witness.url``; ``connections`` were accepted so far."""
+    """``with Witness() as witness``: listens at ``witness.url``; ``connections`` were accepted so far; ``answer`` is
+    what each request gets."""
 
     def __init__(self) -> None:
         self.connections = 0
+        self.answer = GOOD
         self._seen = bytearray()
         self._lock = threading.Lock()
         self._open: list[socket.socket] = []
@@ -54,7 +56,7 @@ class Witness:
                 waiting += data
                 while (rest := _behind_one(waiting)) is not None:
                     waiting = rest
-                    connection.sendall(ANSWER)
+                    connection.sendall(self.answer)
 
     def __enter__(self) -> Witness:
         self._accepting.start()
