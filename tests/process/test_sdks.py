@@ -5,16 +5,22 @@ Issue "First light", Shows 2. The model server is the simulator, which speaks vL
 
 from __future__ import annotations
 
+import asyncio
+import json
+import shutil
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anthropic
 import httpx
 import openai
 import pytest
 
-from tests.kit.service import Service, Simulator, first_light
+from tests.kit.service import Service, Simulator, first_light, wait_for
 
 MESSAGES = [{"role": "user", "content": "Say something about light."}]
 TOOL = {
@@ -172,7 +178,144 @@ def test_errors_are_those_that_anthropic_names(claude: anthropic.Anthropic) -> N
         claude.with_options(api_key="wrong").messages.create(model="sim-chat", max_tokens=8, messages=MESSAGES)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_tools_of_anthropic(claude: anthropic.Anthropic, stream: bool) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    asked = {
+        "model": "sim-chat",
+        "max_tokens": 64,
+        "messages": MESSAGES,
+        "tools": [{"name": "weather", "input_schema": schema}],
+        "tool_choice": {"type": "tool", "name": "weather"},
+    }
+    if stream:
+        with claude.messages.stream(**asked) as events:
+            answer = events.get_final_message()
+    else:
+        answer = claude.messages.create(**asked)
+    assert answer.stop_reason == "tool_use"
+    (use,) = [block for block in answer.content if block.type == "tool_use"]
+    assert use.name == "weather"
+    assert isinstance(use.input, dict)
+
+
+def test_a_mistyped_path_of_anthropic(claude: anthropic.Anthropic) -> None:
+    with pytest.raises(anthropic.NotFoundError) as caught:
+        claude.messages.batches.list()
+    assert caught.value.body["error"]["type"] == "not_found_error"
+
+
+# ---- as they are used ------------------------------------------------------------------------------------------------
+
+
+def test_many_at_once_get_each_their_own(service: Service) -> None:
+    async def ask(client: openai.AsyncOpenAI, n: int) -> None:
+        marker = f"marker-{n:04d}-"
+        if n % 2:
+            answer = await client.chat.completions.create(model="sim-chat", messages=MESSAGES, user=marker)
+            text = answer.choices[0].message.content or ""
+        else:
+            stream = await client.chat.completions.create(model="sim-chat", messages=MESSAGES, user=marker, stream=True)
+            text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+        assert marker in text
+
+    async def main() -> None:
+        verify = ssl.create_default_context(cafile=service.facts["ca"])
+        async with openai.AsyncOpenAI(
+            base_url=service.facts["https_url"] + "/v1",
+            api_key=service.key,
+            http_client=openai.DefaultAsyncHttpxClient(verify=verify),
+            max_retries=0,
+        ) as client:
+            await asyncio.gather(*(ask(client, n) for n in range(100)))
+
+    asyncio.run(main())
+
+
+BY_ENVIRONMENT = """
+import anthropic, openai
+chat = openai.OpenAI().chat.completions.create(model="sim-chat", messages=[{"role": "user", "content": "x"}])
+print(chat.choices[0].message.role)
+words = [{"role": "user", "content": "x"}]
+print(anthropic.Anthropic().messages.create(model="sim-chat", max_tokens=4, messages=words).role)
+"""
+
+
+def test_an_environment_is_all_that_an_application_needs(service: Service) -> None:
+    """Nothing in the code: base URL, key and CA file by the variables that the SDKs read."""
+    url, key = service.facts["https_url"], service.key
+    environment = {
+        "OPENAI_BASE_URL": url + "/v1",
+        "OPENAI_API_KEY": key,
+        "ANTHROPIC_BASE_URL": url,
+        "ANTHROPIC_API_KEY": key,
+        "SSL_CERT_FILE": service.facts["ca"],
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", BY_ENVIRONMENT], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.stdout, done.returncode) == ("assistant\nassistant\n", 0), done.stderr
+    del environment["SSL_CERT_FILE"]  # and the certificate does matter
+    done = subprocess.run(
+        [sys.executable, "-c", BY_ENVIRONMENT], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert "CERTIFICATE_VERIFY_FAILED" in done.stderr
+
+
+def test_errors_of_the_model_server_are_the_sdks_own(tmp_path: Path) -> None:
+    with first_light(tmp_path, "--rate", "0", models=["sim-chat", "sim-chat!*"]) as (service, _):
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{service.http_port}/v1", api_key=service.key, max_retries=0)
+
+        def ask(failure: str, **more: Any) -> Any:
+            return client.chat.completions.create(model=f"sim-chat!{failure}", messages=MESSAGES, **more)
+
+        with pytest.raises(openai.RateLimitError) as limited:
+            ask("rate-limited:7")
+        assert limited.value.response.headers["retry-after"] == "7"
+        assert "x-ascproxy-error" not in limited.value.response.headers  # the provider's, not ours
+        with pytest.raises(openai.InternalServerError):
+            ask("busy")
+        with pytest.raises(openai.InternalServerError) as refused:
+            ask("unauthorized")  # never the caller's fault
+        assert refused.value.code == "upstream_credential"
+        with pytest.raises(openai.APIError):
+            list(ask("error-frame:2", stream=True))
+        with pytest.raises(openai.APIConnectionError):  # a broken stream is no short answer
+            list(ask("truncate:2", stream=True))
+        assert ask("1xx:2").choices
+
+
+def test_a_stream_that_is_left_stops_the_model_server(tmp_path: Path) -> None:
+    with first_light(tmp_path, "--rate", "50", "--tokens", "5000") as (service, simulator):
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{service.http_port}/v1", api_key=service.key)
+        with client.chat.completions.create(model="sim-chat", messages=MESSAGES, stream=True) as stream:
+            next(iter(stream))
+            assert simulator.stats()["running"] == 1
+        wait_for(lambda: simulator.stats()["running"] == 0, "the simulator stops", 1)
+        assert simulator.stats()["aborted"] == 1
+
+
 # ---- others ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl(service: Service) -> None:
+    body = '{"model":"sim-chat","stream":true,"messages":[{"role":"user","content":"x"}]}'
+    argv = ["curl", "-sS", "-N", "--cacert", service.facts["ca"], "-H", f"authorization: Bearer {service.key}"]
+    argv += ["-H", "content-type: application/json"]
+    done = subprocess.run(
+        [*argv, "-d", body, service.facts["https_url"] + "/v1/chat/completions"],
+        capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("data: [DONE]\n\n")
+    large = json.dumps({"model": "sim-chat", "messages": [{"role": "user", "content": "x" * 200_000}]})
+    done = subprocess.run(  # curl asks by itself before it sends a large body
+        [*argv, "-H", "expect: 100-continue", "-d", "@-", service.facts["https_url"] + "/v1/chat/completions"],
+        input=large, capture_output=True, text=True, check=False, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout).get("usage", {}).get("completion_tokens") == 16, done.stdout
 
 
 def test_httpx_keeps_one_connection(service: Service) -> None:
