@@ -28,12 +28,15 @@ class KeyStore:
         self._table: Any = None  # lmdb's handle, which its stubs do not name
 
     def get(self, key_id: str) -> KeyRow | None:
-        """The row of ``key_id``, revoked ones too."""
-        table = self._open()
-        if table is None:
-            return None
-        with self._reading(table) as txn:
-            value = txn.get(key_id.encode())
+        """The row of ``key_id``, revoked ones too. Raises :class:`StoreError` when the store cannot be read."""
+        try:
+            table = self._open()
+            if table is None:
+                return None
+            with self._reading(table) as txn:
+                value = txn.get(key_id.encode())
+        except lmdb.Error as error:
+            raise StoreError(f"cannot read the store: {error}") from error
         return None if value is None else _row(key_id, value)
 
     def put(self, row: KeyRow) -> None:
@@ -58,15 +61,18 @@ class KeyStore:
         return row
 
     def rows(self, tenant: str | None = None) -> Iterator[KeyRow]:
-        """All rows in the order of their ids, or one tenant's."""
-        table = self._open()
-        if table is None:
-            return
-        with self._reading(table) as txn:
-            for key_id, value in txn.cursor():
-                row = _row(key_id.decode(), value)
-                if tenant is None or row.tenant == tenant:
-                    yield row
+        """All rows in the order of their ids, or one tenant's. Raises :class:`StoreError` when one cannot be read."""
+        try:
+            table = self._open()
+            if table is None:
+                return
+            with self._reading(table) as txn:
+                for key_id, value in txn.cursor():
+                    row = _row(key_id.decode(), value)
+                    if tenant is None or row.tenant == tenant:
+                        yield row
+        except lmdb.Error as error:
+            raise StoreError(f"cannot read the store: {error}") from error
 
     def _open(self, *, create: bool = False) -> Any:
         """The table; None while no key was ever stored."""
@@ -100,14 +106,17 @@ def _value(row: KeyRow) -> bytes:
 
 
 def _row(key_id: str, value: bytes) -> KeyRow:
-    raw = orjson.loads(value)
-    return KeyRow(
-        id=key_id,
-        tenant=raw["tenant"],
-        secret_sha256=bytes.fromhex(raw["secret_sha256"]),
-        models=tuple(raw["models"]),
-        operations=tuple(raw["operations"]),
-        created_ms=raw["created_ms"],
-        expires_ms=raw["expires_ms"],
-        revoked_ms=raw["revoked_ms"],
-    )
+    try:
+        raw = orjson.loads(value)
+        return KeyRow(
+            id=key_id,
+            tenant=raw["tenant"],
+            secret_sha256=bytes.fromhex(raw["secret_sha256"]),
+            models=tuple(raw["models"]),
+            operations=tuple(raw["operations"]),
+            created_ms=raw["created_ms"],
+            expires_ms=raw["expires_ms"],
+            revoked_ms=raw["revoked_ms"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"the store's row of key {key_id} is damaged: restore a backup of the store") from error

@@ -103,6 +103,36 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
         open_store(tmp_path, write=True)
 
 
+@pytest.mark.parametrize("value", [b"", b"{", b"[]", b"null", b'{"tenant":"acme"}', None])
+def test_a_damaged_row_is_a_sentence_that_names_the_key(tmp_path: Path, value: bytes | None) -> None:
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    keys.put(row("aaaaaaaaaaaa"))
+    keys.put(row("bbbbbbbbbbbb"))
+    with env.begin(db=env.open_db(b"keys"), write=True) as txn:
+        written = txn.get(b"bbbbbbbbbbbb")
+        assert written is not None
+        txn.put(b"bbbbbbbbbbbb", value if value is not None else written.replace(b"000102", b"00010x"))
+    with pytest.raises(StoreError, match="row of key bbbbbbbbbbbb is damaged: restore"):
+        keys.get("bbbbbbbbbbbb")
+    with pytest.raises(StoreError, match="bbbbbbbbbbbb"):
+        list(keys.rows())
+    assert keys.get("aaaaaaaaaaaa") == row("aaaaaaaaaaaa")
+    env.close()
+
+
+def test_a_store_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+    """Whatever LMDB raises; here because its environment was closed."""
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    keys.put(row())
+    env.close()
+    with pytest.raises(StoreError, match="cannot read the store"):
+        keys.get("abcdefghijkl")
+    with pytest.raises(StoreError, match="cannot read the store"):
+        list(keys.rows())
+
+
 def test_the_documented_row_is_what_is_written(tmp_path: Path) -> None:
     documented = DOC.read_text().split("```json\n")[1].split("\n```")[0]
     env = open_store(tmp_path, write=True)
