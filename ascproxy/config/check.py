@@ -23,10 +23,11 @@ from ascproxy.config.schema import (
     NodeFile,
     ProviderSection,
     ResourcesFile,
+    RouteSection,
 )
 from ascproxy.config.units import show_size
 from ascproxy.model.node import Limits
-from ascproxy.wire.operation import Operation
+from ascproxy.wire.operation import OPERATIONS, Operation
 
 UNIX = "unix:"
 MAX_UNIX_PATH = 107  # sun_path of unix(7), without its NUL
@@ -249,6 +250,7 @@ def _check_resources(
                 known = ", ".join(file.providers) or "none yet"
                 reason = f"there is no provider {target.provider}; providers: {known}"
                 document.report((*at, "targets", number, "provider"), reason)
+        _warn_if_unserved(document, at, route, file)
     _check_overlaps(document, file)
 
 
@@ -356,6 +358,18 @@ def _stays_inside(host: str) -> bool:
     except ValueError:
         return "." not in host or host.endswith((".local", ".internal", ".lan"))
     return address.is_private or address.is_loopback or address.is_link_local
+
+
+def _warn_if_unserved(document: Document, at: Location, route: RouteSection, file: ResourcesFile) -> None:
+    """Operations that the route names and none of its targets has: no dialect is translated, so they are 404."""
+    if any(target.provider not in file.providers for target in route.targets):
+        return  # a finding already
+    types = {file.providers[target.provider].type.value for target in route.targets}
+    for number, name in enumerate(route.operations):
+        shape = OPERATIONS.get(Operation(name)) if name in set(Operation) - {Operation.MODELS} else None
+        if shape is not None and not shape.served_by & types:
+            reason = f"no target of this route serves {name}, which is answered by {', '.join(sorted(shape.served_by))}"
+            document.report((*at, "operations", number), f"{reason}: remove it or add a target", Severity.WARNING)
 
 
 def _check_overlaps(document: Document, file: ResourcesFile) -> None:

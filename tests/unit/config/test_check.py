@@ -243,6 +243,7 @@ RESOURCE_CASES: dict[str, tuple[str, str, str]] = {
     # routes
     "no operation": (PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}], operations: [»chat]}\n", "routes.r.operations[0]", f"'chat' is no operation; operations: {OPERATIONS}"),
     "models is no operation of a route": (PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}], operations: [»models]}\n", "routes.r.operations[0]", f"'models' is no operation; operations: {OPERATIONS}"),
+    "unserved operation": (PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}], operations: [embeddings, »generate]}\n", "routes.r.operations[1]", "no target of this route serves generate, which is answered by tgi: remove it or add a target"),
     "no tenant": (PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}], tenants: [»t]}\n", "routes.r.tenants[0]", "there is no tenant t; add it below tenants"),
     "no provider": (PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}, {provider: »q}]}\n", "routes.r.targets[1].provider", "there is no provider q; providers: p"),
     "no provider at all": ("routes:\n  r: {models: [m], targets: [{provider: »q}]}\n", "routes.r.targets[0].provider", "there is no provider q; providers: none yet"),
@@ -250,7 +251,7 @@ RESOURCE_CASES: dict[str, tuple[str, str, str]] = {
     "model in two routes": (PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}]}\n  s: {models: [»m], targets: [{provider: p}]}\n", "routes.s.models[0]", "'m' belongs to route r too; one route must answer"),
     "model in two routes of a tenant": ("tenants: {t: {}, u: {}}\n" + PROVIDER + "routes:\n  r: {models: [m], targets: [{provider: p}], tenants: [t]}\n  s: {models: [»m], targets: [{provider: p}], tenants: [u, t]}\n", "routes.s.models[0]", "'m' belongs to route r too; one route must answer"),
 }  # fmt: skip
-WARNINGS = {"open", "open endpoint", "open address", "no effect", "open client key"}
+WARNINGS = {"open", "open endpoint", "open address", "no effect", "open client key", "unserved operation"}
 
 
 @pytest.mark.parametrize("case", RESOURCE_CASES)
