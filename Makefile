@@ -41,6 +41,11 @@ run: build ## start a model server and the gateway, stream one answer (ONCE=1 en
 test: $(VENV)/.dev $(VENV)/.built ## install, build and run every test (ARGS="tests/unit -k name" for some)
 	$(python) -m pytest -ra $(ARGS)
 
+.PHONY: test-real
+test-real: $(VENV)/.dev $(VENV)/.built ## the SDKs against a real vLLM on CPU behind the gateway (installs 2.5 GB into $(VENV)-vllm)
+	tests/real/install $(VENV)-vllm
+	ASCPROXY_VLLM=$(VENV)-vllm $(python) -m pytest -ra tests/real $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev ## linters, types, floors of the packages, compiler warnings
 	$(VENV)/bin/ruff check

@@ -71,6 +71,7 @@ wheel_timer *wheel_due(wheel *w, uint64_t now_ns)
             t = next;
         }
     }
-    w->slot = now; /* the current slot is looked at again: it has not ended */
+    if (w->slot == now + 1)
+        w->slot = now; /* the current slot is looked at again: it has not ended */
     return NULL;
 }
