@@ -39,6 +39,15 @@ class Witness:
             self._seen.clear()
         return seen
 
+    def push(self, data: bytes) -> int:
+        """Say something unasked on every connection; on how many it went."""
+        pushed = 0
+        for connection in self._open:
+            with contextlib.suppress(OSError):
+                connection.sendall(data)
+                pushed += 1
+        return pushed
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed at the end
             while True:

@@ -422,5 +422,5 @@ def test_a_unary_request_at_saturation_makes_at_most_five_system_calls(tmp_path:
         requests = served() - before
         calls, report = traced.counted()
         load.send_signal(signal.SIGCONT)
-    assert calls >= 4 * requests, report  # else it was not this worker that served
-    assert calls <= 5 * requests, report
+    assert calls >= 4 * requests, (requests, report)  # else it was not this worker that served
+    assert calls <= 5 * requests, (requests, report)
