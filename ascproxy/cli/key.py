@@ -126,15 +126,24 @@ def _act(config: Path, method: str, path: str, wanted: dict[str, Any] | None) ->
 
 
 def _act_on_store(config: Path, method: str, path: str, wanted: dict[str, Any] | None) -> Any:
-    from ascproxy.config.compile import compile_files
+    """A new key needs its tenant, so a valid configuration. A mistake in a file must not keep a key from being revoked:
+    the others need only the place of the store, and make none."""
+    from ascproxy.config.compile import compile_files, state_dir
+    from ascproxy.config.document import read
+    from ascproxy.config.load import find
     from ascproxy.control.actions import KeyActions
     from ascproxy.store.env import open_store
     from ascproxy.store.keys import KeyStore
 
-    snapshot = compile_files(config, starting=False).snapshot
-    env = open_store(Path(snapshot.node.state_dir), write=True)
+    tenants: list[str] = []
+    if method == "POST":
+        snapshot = compile_files(config, starting=False).snapshot
+        tenants = [tenant.name for tenant in snapshot.tenants]
+        env = open_store(Path(snapshot.node.state_dir), write=True)
+    else:
+        env = open_store(state_dir(read(find(config))), write=method != "GET", create=False)
     try:
-        actions = KeyActions(KeyStore(env), lambda: [t.name for t in snapshot.tenants])
+        actions = KeyActions(KeyStore(env), lambda: tenants)
         if method == "POST":
             return actions.create(wanted or {})
         if method == "GET":

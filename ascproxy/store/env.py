@@ -25,12 +25,12 @@ class StoreError(AscproxyError):
     """The store cannot be opened or written; the sentence says what to do."""
 
 
-def open_store(state_dir: Path, *, write: bool) -> lmdb.Environment:
-    """The environment in ``state_dir``. With ``write`` it is created if absent (folder 0700, files 0600); only control,
-    or a command while no service runs, opens it so. Raises :class:`StoreError`."""
+def open_store(state_dir: Path, *, write: bool, create: bool = True) -> lmdb.Environment:
+    """The environment in ``state_dir``. Only control, or a command while no service runs, opens it with ``write``. It
+    is then created if absent (folder 0700, files 0600), unless ``create`` is off. Raises :class:`StoreError`."""
     path = state_dir / NAME
     try:
-        if write:
+        if write and create:
             state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.mkdir(exist_ok=True, mode=0o700)
         elif not (path / "data.mdb").exists():

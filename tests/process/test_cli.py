@@ -8,6 +8,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -197,6 +198,29 @@ class TestKeys:
         assert [states[each["id"]] for each in made] == ["active", "revoked"]
         with service:
             assert [service.ask("/v1/models", method="GET", key=each["api_key"])[0] for each in made] == [200, 401]
+
+    def test_a_mistake_in_a_file_keeps_no_key_from_being_revoked(self, tmp_path: Path) -> None:
+        folder = tmp_path / "d"
+        made = command("init", str(folder), "--upstream", "http://127.0.0.1:1", "--model", "m", "--json")
+        number = json.loads(made.stdout)["api_key"].split("_")[1]
+        for name in ("ascproxy.yaml", "resources.yaml"):
+            with (folder / name).open("a") as file:
+                file.write("mistake: 1\n")
+        assert command("check", str(folder)).returncode == 1
+        assert key(folder, "create", "--tenant", "default").returncode == 1
+        assert key(folder, "revoke", number).returncode == 0
+        assert [(row["id"], row["state"]) for row in json.loads(key(folder, "list", "--json").stdout)] == [
+            (number, "revoked")
+        ]
+
+    @pytest.mark.parametrize("arguments", [["list"], ["revoke", "000000000000"]])
+    def test_looking_for_keys_makes_no_store(self, tmp_path: Path, arguments: list[str]) -> None:
+        folder = tmp_path / "d"
+        assert command("init", str(folder), "--upstream", "http://127.0.0.1:1", "--model", "m").returncode == 0
+        shutil.rmtree(folder / "state")
+        status, text = said(key(folder, *arguments))
+        assert (status, text) == (1, f"there is no store in {folder}/state: make a configuration with ascproxy init")
+        assert not (folder / "state").exists()
 
 
 def obey_modes() -> None:
