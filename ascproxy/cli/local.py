@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 from ascproxy.errors import AscproxyError, NotRunningError, UsageError
 
 CONTROL_SOCKET = "control.sock"
+LOCK = "lock"
 TIMEOUT_S = 5.0
 
 
@@ -40,6 +42,8 @@ def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
     except PermissionError as error:
         raise AscproxyError(f"{run_dir} belongs to another user: run this as the user of the service") from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
+        if _is_locked(run_dir):  # its workers serve, and would not hear of what is done behind control's back
+            raise AscproxyError(f"the service in {run_dir} is starting or stopping: try again in a moment") from error
         raise NotRunningError(f"nothing runs in {run_dir}: start it with: ascproxy serve DIR") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise AscproxyError(f"the service in {run_dir} does not answer: {error or type(error).__name__}") from error
@@ -49,3 +53,15 @@ def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
         kind = UsageError if response.status == 400 else AscproxyError
         raise kind(str(document.get("error", response.reason)))
     return document
+
+
+def _is_locked(run_dir: Path) -> bool:
+    """Whether a supervisor holds the run directory (ascproxy/supervisor/rundir.py)."""
+    try:
+        with (run_dir / LOCK).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False

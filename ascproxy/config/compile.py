@@ -59,15 +59,16 @@ def snapshot_of(sheets: Sheets, environ: Mapping[str, str]) -> Snapshot:
     resources = sheets.resources.section if sheets.resources is not None else None
     folder = sheets.resources.document.file.parent if sheets.resources is not None else file.parent
     resources = resources or ResourcesFile()
+    node = _node(node_file, file, environ)
     snapshot = Snapshot(
         revision="",
-        node=_node(node_file, file, environ),
+        node=node,
         tenants=tuple(Tenant(name) for name in resources.tenants),
         credentials=tuple(
             Credential(name, *_source(folder, section.from_)) for name, section in resources.credentials.items()
         ),
         providers=_providers(resources, folder),
-        routes=tuple(_route(name, section) for name, section in resources.routes.items()),
+        routes=tuple(_route(name, section, node.limits.max_body) for name, section in resources.routes.items()),
     )
     digest = hashlib.sha256(orjson.dumps(snapshot, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return dataclasses.replace(snapshot, revision=digest[:REVISION_DIGITS])
@@ -168,16 +169,15 @@ def _provider(name: str, section: ProviderSection, endpoints: tuple[Endpoint, ..
     )
 
 
-def _route(name: str, section: RouteSection) -> Route:
+def _route(name: str, section: RouteSection, max_body: int) -> Route:
     limits = section.limits
-    usual = Route(name, (), ())
     return Route(
         name=name,
         models=tuple(section.models),
         targets=tuple(Target(each.provider, each.model) for each in section.targets),
         operations=tuple(section.operations),
         tenants=tuple(section.tenants),
-        max_body=limits.max_body if limits.max_body is not None else usual.max_body,
+        max_body=limits.max_body if limits.max_body is not None else max_body,
         retry_ambiguous=section.retry_ambiguous,
         first_byte_ms=limits.first_byte,
         between_tokens_ms=limits.between_tokens,

@@ -149,6 +149,13 @@ routes:
     assert decode(encode(snapshot)) == snapshot
 
 
+def test_a_route_that_says_nothing_about_bodies_has_the_nodes_limit(tmp_path: Path) -> None:
+    routes = SMALLEST + "routes: {a: {models: [a], targets: [{provider: p}]},\n"
+    routes += "  b: {models: [b], targets: [{provider: p}], limits: {max_body: 1MiB}}}\n"
+    snapshot = compiled(tmp_path, NODE + "limits: {max_body: 64MiB}\n", routes)
+    assert [route.max_body for route in snapshot.routes] == [64 << 20, 1 << 20]
+
+
 def test_paths_of_the_resources_file_start_at_its_own_folder(tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     (tmp_path / "node").mkdir()
