@@ -99,11 +99,17 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with ExitStack() as stack:
         witness = stack.enter_context(Witness())
         folder = tmp_path_factory.mktemp("hostile") / "d"
         yield Place(stack.enter_context(Service(folder, upstream=witness.url, models=["m"], node=short)), witness)
+
+
+@pytest.fixture
+def place(running: Place) -> Place:
+    running.client.close()  # whatever a failed test left
+    return running
 
 
 def short(document: dict[str, Any]) -> None:

@@ -70,12 +70,18 @@ class Target:
 
 
 @pytest.fixture(scope="module")
-def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
     with ExitStack() as stack:
         witness = stack.enter_context(Witness())
         folder = tmp_path_factory.mktemp("malformed") / "d"
         service = stack.enter_context(Service(folder, upstream=witness.url, models=[MODEL], node=limits))
         yield Target(service, witness)
+
+
+@pytest.fixture
+def target(running: Target) -> Target:
+    running.witness.take()  # whatever a failed test left
+    return running
 
 
 def answers(client: socket.socket, most: int, *, heads_only: bool = False) -> list[tuple[int, bytes]]:
