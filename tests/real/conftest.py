@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -52,7 +54,11 @@ class Vllm:
             env=os.environ | quiet | small | {"PATH": f"{env / 'bin'}:{os.environ['PATH']}"},
             cwd=folder, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        wait_for(self._up, f"vLLM answers; its log is {folder / 'vllm.log'}", START_S)
+        try:
+            wait_for(self._up, f"vLLM answers; its log is {folder / 'vllm.log'}", START_S)
+        except BaseException:
+            self.stop()
+            raise
 
     def _up(self) -> bool:
         assert self.process.poll() is None, f"vLLM ended with {self.process.returncode}"
@@ -75,8 +81,21 @@ class Vllm:
         lines = self.get("/metrics")[1].splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
+    def warm(self) -> None:
+        """Let it generate once: the first tokens of a fresh server take seconds, in which it answers nothing else."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        asked = json.dumps({"model": MODEL, "prompt": "light", "max_tokens": 50, "ignore_eos": True})
+        try:
+            connection.request("POST", "/v1/completions", asked, {"content-type": "application/json"})
+            answer = connection.getresponse()
+            assert answer.status == 200, answer.read()
+        finally:
+            connection.close()
+
     def stop(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill all of its processes, if they are still there."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.log.close()
 
@@ -84,8 +103,11 @@ class Vllm:
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Vllm]:
     server = Vllm(tmp_path_factory.mktemp("vllm"))
-    yield server
-    server.stop()
+    try:
+        server.warm()
+        yield server
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
