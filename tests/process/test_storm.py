@@ -22,8 +22,11 @@ from tests.kit.service import Service, first_light
 RATE = 300
 SECONDS = 20
 SIM = ("--rate", "0", "--tokens", "4")
-# What a request may take on a busy machine once its connection is accepted; acceptance itself may take 0.3 s.
+# A connection waits 0.3 s at most to be accepted; what a request takes then, and what the machine takes from all of us,
+# is added: the load's own loop tells how late it was itself.
+ACCEPTED_S = 0.3
 SERVED_S = 0.5
+LAG_FACTOR = 4  # supervisor, worker and simulator each wait for a processor where the load waits once
 
 
 @dataclass
@@ -42,6 +45,15 @@ class Storm:
     service: Service
     outcomes: list[Outcome] = field(default_factory=list)
     idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = field(default_factory=list)
+    lag: float = 0.0
+
+    async def watch(self) -> None:
+        """Note how late this process is at the most."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 0.01
+            await asyncio.sleep(0.01)
+            self.lag = max(self.lag, loop.time() - due)
 
     async def one(self, n: int) -> None:
         now = asyncio.get_running_loop().time
@@ -76,7 +88,7 @@ class Storm:
 
     async def run(self, disturb: Callable[[], Awaitable[None]]) -> None:
         loop = asyncio.get_running_loop()
-        disturbing = asyncio.ensure_future(disturb())
+        disturbing = asyncio.gather(disturb(), self.watch())
         begin = loop.time()
         tasks = []
         for n in range(RATE * SECONDS):
@@ -92,8 +104,9 @@ class Storm:
     def failed(self) -> list[Outcome]:
         return [o for o in self.outcomes if o.error]
 
-    def slowest_fresh(self) -> float:
-        return max(o.ended - o.started for o in self.outcomes if o.fresh and not o.error)
+    def accepted_in_time(self) -> bool:
+        slowest = max(o.ended - o.started for o in self.outcomes if o.fresh and not o.error)
+        return slowest <= ACCEPTED_S + SERVED_S + LAG_FACTOR * self.lag
 
 
 def workers_of(service: Service) -> dict[int, int]:
@@ -137,7 +150,7 @@ def test_one_slot_in_a_crash_loop(service: Service) -> None:
     for outcome in storm.failed:
         assert any(outcome.opened <= k <= outcome.ended + 0.001 for k in kills), (outcome, first)
     assert len(storm.failed) <= 50
-    assert storm.slowest_fresh() <= 0.3 + SERVED_S
+    assert storm.accepted_in_time()
 
 
 @pytest.mark.timeout(120)
@@ -163,7 +176,7 @@ def test_reload_every_two_seconds_fails_nothing(service: Service) -> None:
     revision = service.status()["revision"]
     asyncio.run(storm.run(disturb))
     assert storm.failed == []
-    assert storm.slowest_fresh() <= 0.3 + SERVED_S
+    assert storm.accepted_in_time()
     assert service.status()["revision"] != revision, "the reloads were real"
     assert workers_of(service) == before, "a reload replaces no worker"
 
@@ -189,5 +202,5 @@ def test_a_worker_killed_every_second(service: Service) -> None:
     assert len(kills) >= 18
     for outcome in storm.failed:
         assert any(outcome.opened <= k <= outcome.ended + 0.001 for k in kills), outcome
-    assert storm.slowest_fresh() <= 0.3 + SERVED_S
+    assert storm.accepted_in_time()
     assert workers_of(service).keys() == {0, 1}
