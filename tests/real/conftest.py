@@ -82,7 +82,7 @@ class Vllm:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0].split(" ")[0] == name)
 
     def warm(self) -> None:
-        """Let it generate once: the first tokens of a fresh server take seconds, in which it answers nothing else."""
+        """Let it generate once: the first tokens of a fresh server take seconds, and no test means to measure those."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         asked = json.dumps({"model": MODEL, "prompt": "light", "max_tokens": 50, "ignore_eos": True})
         try:
