@@ -65,7 +65,7 @@ class Listener:
     ``limits`` are the attributes of :class:`ascproxy.model.node.Limits` by name.
     """
 
-    def __init__(self, *, name: str, tls: TlsContext | None, limits: dict[str, int], trusted: bool = False) -> None: ...
+    def __init__(self, *, name: str, tls: TlsContext | None, limits: dict[str, int]) -> None: ...
     tls: TlsContext | None
     @property
     def name(self) -> str: ...
@@ -102,6 +102,9 @@ class Stream:
     model: bytes | None
     stream: bool
     max_tokens: int  # -1 absent
+    # (listener, method, path, query, credential_digest, model): who asks for what, as one key. None when there is
+    # something to look into first: no credential or two, no body or one with an error, no model.
+    asks: tuple[Listener, bytes, bytes, bytes, bytes, bytes] | None
     reject: str
     body_limit: int  # writable in on_head: bytes of body that may be collected
     # the answer
@@ -120,7 +123,6 @@ class Stream:
     bytes_out: int
     upstream: Upstream | None
     # the walk's own
-    principal: Any
     context: Any
     log: bytes  # JSON members of the access line, set by the walk (the principal's fragment)
     code: str  # public error code, set by respond

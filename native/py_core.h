@@ -118,7 +118,6 @@ struct Listener {
     PyObject *name;
     PyObject *tls; /* TlsContext or None; read for each new connection */
     asc_limits limits;
-    bool trusted;
 };
 
 struct Plan {
@@ -201,7 +200,7 @@ struct Stream {
     Listener *listener;
     Upstream *up;     /* owned */
     Plan *plan;       /* owned */
-    PyObject *principal, *context, *log, *code, *task; /* the walk's */
+    PyObject *context, *log, *code, *task; /* the walk's */
     /* the request: fields and head bytes are copies in one block */
     http1_field *fields;
     char *head;

@@ -132,10 +132,9 @@ bool limits_from(asc_limits *limits, PyObject *dict)
 
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"name", "tls", "limits", "trusted", NULL};
+    static char *keys[] = {"name", "tls", "limits", NULL};
     PyObject *name = NULL, *tls = NULL, *limits = NULL;
-    int trusted = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$UOO!p", keys, &name, &tls, &PyDict_Type, &limits, &trusted))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$UOO!", keys, &name, &tls, &PyDict_Type, &limits))
         return NULL;
     if (name == NULL || tls == NULL || limits == NULL) {
         PyErr_SetString(PyExc_TypeError, "Listener needs name, tls and limits");
@@ -150,7 +149,6 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         return NULL;
     self->name = Py_NewRef(name);
     self->tls = Py_NewRef(tls);
-    self->trusted = trusted;
     if (!limits_from(&self->limits, limits)) {
         Py_DECREF(self);
         return NULL;

@@ -150,7 +150,6 @@ void stream_dealloc(Stream *s)
         s->up->stream = NULL;
     Py_XDECREF(s->up);
     Py_XDECREF(s->plan);
-    Py_XDECREF(s->principal);
     Py_XDECREF(s->context);
     Py_XDECREF(s->log);
     Py_XDECREF(s->code);

@@ -77,7 +77,7 @@ enum fact {
     F_METHOD, F_PATH, F_QUERY, F_LISTENER, F_PEER, F_REQUEST_ID, F_CREDENTIAL, F_DIGEST, F_TWO, F_CERTIFICATE, F_LENGTH,
     F_BODY_LEN, F_SCAN_ERROR, F_SCAN_CODE, F_MODEL, F_STREAM, F_MAX_TOKENS, F_REJECT, F_FAILURE, F_UP_STATUS, F_REUSED,
     F_ATTEMPTS, F_STATUS, F_COMMITTED, F_OUTCOME, F_USAGE_IN, F_USAGE_OUT, F_FINISH, F_BYTES_IN, F_BYTES_OUT, F_UPSTREAM,
-    F_DONE, F_CODE,
+    F_DONE, F_CODE, F_ASKS,
 };
 
 static PyObject *digest_of(Stream *s)
@@ -92,7 +92,36 @@ static PyObject *digest_of(Stream *s)
         PyErr_SetString(PyExc_RuntimeError, "SHA-256 failed");
         return NULL;
     }
-    return PyBytes_FromStringAndSize((char *)digest, sizeof digest);
+    return core_text(s->core, (char *)digest, sizeof digest);
+}
+
+/* Who asks for what, as one key. None when there is something to look into first: no credential, or two; no body, or
+ * one that is not what it should be; no model in it. */
+static PyObject *asks_of(Stream *s)
+{
+    if (!s->parsed || s->two_credentials || s->credential.len == 0 || !s->json_done || s->json_error != JSON_OK ||
+        !s->json.has_model)
+        Py_RETURN_NONE;
+    Core *core = s->core;
+    PyObject *parts[] = {
+        Py_NewRef(s->listener),
+        core_text(core, stream_at(s, s->method), s->method.len),
+        core_text(core, stream_at(s, s->path), s->path.len),
+        core_text(core, stream_at(s, s->query), s->query.len),
+        digest_of(s),
+        core_text(core, s->json.model, s->json.model_len),
+    };
+    const Py_ssize_t n = sizeof parts / sizeof parts[0];
+    PyObject *asks = PyTuple_New(n);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (parts[i] == NULL)
+            Py_CLEAR(asks);
+        if (asks != NULL)
+            PyTuple_SET_ITEM(asks, i, parts[i]);
+        else
+            Py_XDECREF(parts[i]);
+    }
+    return asks;
 }
 
 static PyObject *certificate_of(Stream *s)
@@ -166,6 +195,7 @@ static PyObject *stream_get(Stream *s, void *which)
     case F_BYTES_OUT: return PyLong_FromUnsignedLongLong(s->bytes_out);
     case F_UPSTREAM: return Py_NewRef(s->up ? (PyObject *)s->up : Py_None);
     case F_DONE: return PyBool_FromLong(s->done);
+    case F_ASKS: return asks_of(s);
     case F_CODE: return s->code ? Py_NewRef(s->code) : PyUnicode_FromString("");
     }
     Py_UNREACHABLE();
@@ -201,12 +231,12 @@ static PyGetSetDef stream_getset[] = {
     FACT("attempts", F_ATTEMPTS), FACT("status", F_STATUS), FACT("committed", F_COMMITTED), FACT("outcome", F_OUTCOME),
     FACT("usage_in", F_USAGE_IN), FACT("usage_out", F_USAGE_OUT), FACT("finish", F_FINISH), FACT("bytes_in", F_BYTES_IN),
     FACT("bytes_out", F_BYTES_OUT), FACT("upstream", F_UPSTREAM), FACT("done", F_DONE), FACT("code", F_CODE),
+    FACT("asks", F_ASKS),
     {"body_limit", (getter)stream_get_limit, (setter)stream_set_limit, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyMemberDef stream_members[] = {
-    {"principal", T_OBJECT, offsetof(Stream, principal), 0, NULL},
     {"context", T_OBJECT, offsetof(Stream, context), 0, NULL},
     {"log", T_OBJECT, offsetof(Stream, log), 0, NULL},
     {"task", T_OBJECT, offsetof(Stream, task), 0, NULL},

@@ -20,18 +20,32 @@ from ascproxy.gateway.meter import NONE, Meter
 from ascproxy.gateway.refusal import refuse, shown
 from ascproxy.gateway.rewrite import Native
 from ascproxy.gateway.router import Match, Refused
-from ascproxy.gateway.runtime import Runtime
+from ascproxy.gateway.runtime import Course, Runtime
 from ascproxy.model.key import KeyRow, Principal
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.telemetry.log import Log
 from ascproxy.upstream.connection import Connector
 from ascproxy.wire import anthropic, openai
-from ascproxy.wire.operation import BY_PATH, MODEL_PREFIX, Operation, Shape, at
+from ascproxy.wire.operation import MODEL_PREFIX, Operation, Shape, at
 
 if TYPE_CHECKING:
     from ascproxy._native import Core, Page, SecretArena, Stream
 
 SWEEP_S = 1.0
+MS = 1_000_000
+ADMITTED_MAX = 16_384  # remembered by each worker; with more, it begins anew
+
+
+class Admitted:
+    """What phases 1 and 2 made of one ``stream.asks``. Holds for one key epoch and one revision."""
+
+    __slots__ = ("course", "expires_ms", "log", "max_body")
+
+    def __init__(self, principal: Principal, course: Course) -> None:
+        self.expires_ms = principal.expires_ms
+        self.log = principal.log
+        self.course = course
+        self.max_body = course.match.route.max_body
 
 
 class Exchange:
@@ -62,7 +76,11 @@ class Exchange:
         self._log = log
         self._environ = environ
         self._monotonic_ns = monotonic_ns
+        self._wall_ns = wall_ns
+        self._key_epoch = key_epoch
+        self._epoch = key_epoch()
         self._authenticate = Authenticator(key_lookup, key_epoch, wall_ns).authenticate
+        self._admitted: dict[object, Admitted] = {}  # by stream.asks; of self._epoch and self._runtime
         self._runtime: Runtime
         self._dispatcher: Dispatcher
         self._sweeping: TimerHandle | None = None
@@ -89,6 +107,7 @@ class Exchange:
             meter=self._meter,
             before=before,
         )
+        self._admitted.clear()
         if before is None:
             self._sweeping = self._loop.call_later(SWEEP_S, self._sweep)
         else:
@@ -132,58 +151,56 @@ class Exchange:
             refuse(stream, self._meter, "invalid_api_key")
 
     def on_request(self, stream: Stream) -> None:
-        """The request is whole: authenticate, route, dispatch."""
-        runtime = self._runtime
-        shape = BY_PATH.get(stream.path or b"")
-        if shape is None or stream.method not in shape.methods:
-            shape = self._shape(stream)
-            if shape is None:
+        """The request is whole: authenticate, route, dispatch. Who asks again for the same is admitted already."""
+        if self._key_epoch() != self._epoch:
+            self._admitted.clear()
+            self._epoch = self._key_epoch()
+        admitted = self._admitted.get(stream.asks)
+        if admitted is None or (admitted.expires_ms is not None and self._wall_ns() >= admitted.expires_ms * MS):
+            admitted = self._admit(stream)
+            if admitted is None:
                 return
+        stream.log = admitted.log
+        if stream.body_len > admitted.max_body:
+            refuse(stream, self._meter, "body_too_large", detail=f"this model takes at most {admitted.max_body} bytes")
+            return
+
+        # 3 dispatch
+        self._dispatcher.begin(stream, admitted.course)
+
+    def _admit(self, stream: Stream) -> Admitted | None:
+        """Phases 1 and 2, for a request that is to be dispatched; None when it is answered here. The outcome is
+        remembered where ``stream.asks`` holds everything that led to it."""
+        runtime = self._runtime
+        shape = self._shape(stream)
+        if shape is None:
+            return None
 
         # 1 authenticate
         if stream.two_credentials:
             refuse(stream, self._meter, "two_credentials")
-            return
+            return None
         principal = self._authenticate(stream)
         if principal is None or principal.tenant not in runtime.tenants:
             refuse(stream, self._meter, "invalid_api_key")
-            return
-        stream.principal = principal
+            return None
         stream.log = principal.log
         if not shape.served_by:
             self._list_models(stream, runtime, principal)
-            return
+            return None
 
         # 2 route
-        if stream.scan_error or stream.body_len == 0:
-            self._refuse_body(stream)
-            return
-        query = stream.query
-        if query and query not in shape.queries:
-            refuse(stream, self._meter, "invalid_request", detail="the query string is not one that this operation has")
-            return
-        model = stream.model
-        if model is None:
-            match = self._route_unnamed(stream, runtime, principal, shape)
-        else:
-            match = runtime.router.route(principal, shape.operation, model)
+        match = self._route(stream, runtime, principal, shape)
         if match is None:
-            detail = "it names no model: put it into the body or into the header x-ascproxy-model"
-            refuse(stream, self._meter, "invalid_request", detail=detail)
-            return
-        if isinstance(match, Refused):
-            self._refuse_route(stream, match, shape)
-            return
-        if stream.body_len > match.route.max_body:
-            refuse(
-                stream, self._meter, "body_too_large", detail=f"this model takes at most {match.route.max_body} bytes"
-            )
-            return
-
-        # 3 dispatch
-        key = (match, stream.listener, query)
-        course = runtime.courses.get(key) or runtime.course(*key)
-        self._dispatcher.begin(stream, course)
+            return None
+        course = runtime.course(match, stream.listener, stream.query)
+        admitted = Admitted(principal, course)
+        asks = stream.asks
+        if asks is not None:
+            if len(self._admitted) >= ADMITTED_MAX:
+                self._admitted.clear()
+            self._admitted[asks] = admitted
+        return admitted
 
     def on_reject(self, stream: Stream) -> None:
         """The core cannot serve this."""
@@ -219,13 +236,29 @@ class Exchange:
             return shape
         return None
 
-    def _route_unnamed(
-        self, stream: Stream, runtime: Runtime, principal: Principal, shape: Shape
-    ) -> Match | Refused | None:
-        named = stream.header("x-ascproxy-model")
-        if named is not None:
-            return runtime.router.route(principal, shape.operation, named)
-        return runtime.router.only(principal, shape.operation)
+    def _route(self, stream: Stream, runtime: Runtime, principal: Principal, shape: Shape) -> Match | None:
+        """Where the request goes, or None after a refusal."""
+        if stream.scan_error or stream.body_len == 0:
+            self._refuse_body(stream)
+            return None
+        query = stream.query
+        if query and query not in shape.queries:
+            refuse(stream, self._meter, "invalid_request", detail="the query string is not one that this operation has")
+            return None
+        model = stream.model if stream.model is not None else stream.header("x-ascproxy-model")
+        match = (
+            runtime.router.route(principal, shape.operation, model)
+            if model is not None
+            else runtime.router.only(principal, shape.operation)
+        )
+        if match is None:
+            detail = "it names no model: put it into the body or into the header x-ascproxy-model"
+            refuse(stream, self._meter, "invalid_request", detail=detail)
+        elif isinstance(match, Refused):
+            self._refuse_route(stream, match, shape)
+        else:
+            return match
+        return None
 
     def _refuse_body(self, stream: Stream) -> None:
         coding = stream.header("content-encoding")

@@ -12,6 +12,7 @@ import os
 import resource
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from ascproxy.worker.accesslog import NONE
 from ascproxy.worker.process import Place, serve
 
 KeyLookup = Callable[[str], KeyRow | None]
-UNIX_PREFIX = "unix:"
 RESERVED_DESCRIPTORS = 256  # listening sockets of all slots, pages, store, logs
 DESCRIPTORS_PER_STREAM = 2  # the client's connection and the upstream's
 
@@ -46,7 +46,7 @@ class GatewayPath:
             page=place.page,
             arena=_native.SecretArena(),
             key_lookup=key_lookup,
-            key_epoch=lambda: place.shared_page.load(epoch),
+            key_epoch=partial(place.shared_page.load, epoch),
             log=place.log,
             environ=os.environ,
         )
@@ -71,7 +71,6 @@ class GatewayPath:
                     name=each.name,
                     tls=context,
                     limits=native_limits(each.limits),
-                    trusted=each.address.startswith(UNIX_PREFIX),
                 )
 
     def use_tickets(self, tickets: TicketKeys) -> None:

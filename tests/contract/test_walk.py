@@ -99,7 +99,7 @@ class Gateway:
         for model in self.models:
             await model.start()
         self.port = free_port()
-        listener = _native.Listener(name="public", tls=None, limits=limits(), trusted=True)
+        listener = _native.Listener(name="public", tls=None, limits=limits())
         self.server = await loop.create_server(self.core.listen(listener), "127.0.0.1", self.port)
         return self
 

@@ -228,7 +228,7 @@ class Rig:
             self._serve, "127.0.0.1", self.upstream_port, ssl=self.upstream_ssl, limit=1 << 26
         )
         self.port = free_port()
-        self.listener = _native.Listener(name="test", tls=self.server_tls, limits=self.limits, trusted=True)
+        self.listener = _native.Listener(name="test", tls=self.server_tls, limits=self.limits)
         self._server = await loop.create_server(self.core.listen(self.listener), "127.0.0.1", self.port, backlog=1024)
         if self.walk.plan is None:
             self.walk.plan = self.make_plan()

@@ -239,7 +239,6 @@ class FakeStream:
         self.bytes_in = len(body)
         self.bytes_out = 0
         self.upstream: FakeUpstream | None = None
-        self.principal: Any = None
         self.context: Any = None
         self.log: Any = None
         self.code = ""
@@ -255,6 +254,12 @@ class FakeStream:
     @property
     def credential_digest(self) -> bytes | None:
         return None if self.credential is None else hashlib.sha256(self.credential).digest()
+
+    @property
+    def asks(self) -> tuple[Any, ...] | None:
+        if self.two_credentials or self.credential is None or self.scan_error or self.model is None:
+            return None
+        return self.listener, self.method, self.path, self.query, self.credential_digest, self.model
 
     def header(self, name: str) -> bytes | None:
         return self._headers.get(name)

@@ -161,7 +161,7 @@ class Composed:
         self.exchange.bind(self.core)
         rack = provider("rack-a", endpoint(0, f"http://127.0.0.1:{self.model.port}"))
         self.exchange.adopt(snapshot((route("chat"),), (rack,)))
-        listener = _native.Listener(name="public", tls=None, limits=limits(), trusted=True)
+        listener = _native.Listener(name="public", tls=None, limits=limits())
         server = await self.loop.create_server(self.core.listen(listener), "127.0.0.1", self.port)
         threading.Thread(target=self.model.accept, daemon=True).start()
         idle = threading.Event()
