@@ -14,6 +14,7 @@ VENV ?= .venv
 WHEELS ?=
 # What install makes: an environment of its own with bin/ascproxy in it, independent of this folder afterwards.
 PREFIX ?= /opt/ascproxy
+# Arguments of the command that a target runs.
 ARGS ?=
 # What run listens on; 0 picks a free port.
 HTTPS_PORT ?= 0
@@ -39,7 +40,15 @@ run: build ## start a model server and the gateway, stream one answer (ONCE=1 en
 
 .PHONY: test
 test: $(VENV)/.dev $(VENV)/.built ## install, build and run every test (ARGS="tests/unit -k name" for some)
+ifdef ARGS
 	$(python) -m pytest -ra $(ARGS)
+else
+	$(python) -m pytest -ra -n auto $(together)
+	$(python) -m pytest -ra $(alone)
+endif
+# What starts a service has the machine to itself: its tests measure what it does in time. The rest shares the cores.
+alone = tests/process tests/fault tests/real
+together = $(filter-out $(alone) tests/kit tests/golden tests/wire,$(patsubst %/,%,$(wildcard tests/*/)))
 
 .PHONY: test-real
 test-real: $(VENV)/.dev $(VENV)/.built ## the SDKs against a real vLLM on CPU behind the gateway (installs 2.5 GB into $(VENV)-vllm)
@@ -67,7 +76,7 @@ sanitize: $(VENV)/.dev ## C tests, and the Python tests that drive native code, 
 # Left out: what starts processes without the instrumented build, and what reads the whole memory of the process, which
 # under the sanitizer has terabytes of shadow.
 sanitized = $(wildcard tests/unit/native tests/unit/net tests/contract tests/property tests/conformance/test_recordings.py) \
-    -k "not real_service and not in_memory_once"
+    -k "not real_service and not in_memory_once" -n auto
 
 .PHONY: fuzz
 fuzz: ## every fuzz target of the native code, FOR=30 seconds each

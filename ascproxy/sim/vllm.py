@@ -190,7 +190,7 @@ class VLLM:
         return scheme.lower() == "bearer" and token == self._settings.api_key
 
     def _body(self, request: Request) -> dict[str, Any]:
-        kind = (request.header("content-type") or "application/json").partition(";")[0].strip().lower()
+        kind = (request.header("content-type") or "").partition(";")[0].strip().lower()
         if kind != "application/json":
             message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
             raise Refusal(400, message, "Bad Request", None)

@@ -89,7 +89,8 @@ def connected(**settings: Any) -> tuple[Connection, Transport, Loop, Server]:
 
 def chat(**members: object) -> bytes:
     body = orjson.dumps({"messages": [], "stream": True, **members})
-    return b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % len(body) + body
 
 
 @pytest.mark.parametrize("split", [1, 2, 100, 3206, 3207, 9999])
@@ -167,3 +168,11 @@ def test_half_a_unary_answer_counts_the_tokens_made_so_far() -> None:
     gauges = server.gauges
     assert (gauges.generated(), gauges.running, gauges.aborted, gauges.connections_open) == (20, 0, 1, 0)
     assert not loop.turn()
+
+
+def test_a_body_without_a_content_type_is_refused() -> None:
+    """As a real vLLM does: its check has no default."""
+    connection, transport, _, _ = connected(rate=0)
+    connection.data_received(chat().replace(b"Content-Type: application/json\r\n", b""))
+    assert transport.bytes().startswith(b"HTTP/1.1 400 ")
+    assert b"Unsupported Media Type: Only 'application/json' is allowed" in transport.bytes()

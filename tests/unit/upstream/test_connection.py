@@ -124,8 +124,25 @@ async def test_a_connection_is_ready_when_it_is_handed_out(server: Any, how: str
     upstream.close()
 
 
-async def test_a_name_is_resolved_and_each_address_tried(server: Any) -> None:
+async def test_a_name_is_resolved(server: Any) -> None:
     upstream: Any = await connector(Factory()).connect(address(server[0], "localhost"), 1_000)
+    upstream.close()
+
+
+async def test_each_address_of_a_name_is_tried(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    async def resolve(self: Connector, where: Address, _: str) -> list[tuple[int, Any]]:
+        tried.append(where.host)
+        return [(socket.AF_INET, ("127.0.0.2", unheard)), (socket.AF_INET, ("127.0.0.1", server[0]))]
+
+    with socket.socket() as nobody:  # bound and not listening: a connection to it is refused
+        nobody.bind(("127.0.0.2", 0))
+        unheard = nobody.getsockname()[1]
+        monkeypatch.setattr(Connector, "_resolve", resolve)
+        upstream: Any = await connector(Factory()).connect(address(server[0], "gpus.test"), 1_000)
+    assert tried == ["gpus.test"]
+    assert upstream.transport.get_extra_info("peername") == ("127.0.0.1", server[0])
     upstream.close()
 
 
