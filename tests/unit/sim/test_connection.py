@@ -89,8 +89,8 @@ def connected(**settings: Any) -> tuple[Connection, Transport, Loop, Server]:
 
 def chat(**members: object) -> bytes:
     body = orjson.dumps({"messages": [], "stream": True, **members})
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    return head % len(body) + body
+    fields = b"Host: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+    return b"POST /v1/chat/completions HTTP/1.1\r\n" + fields + body
 
 
 @pytest.mark.parametrize("split", [1, 2, 100, 3206, 3207, 9999])
