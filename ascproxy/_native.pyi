@@ -36,6 +36,10 @@ class Plan:
     ``block``: first cell of the meter block on the page. ``log``: JSON members of the access line that belong to this
     plan, without braces or outer commas (``b'"route":"chat","provider":"rack-a"'``).
     Deadlines are milliseconds; 0 means none.
+    ``ask``: members of ``stream_options`` that are set for a stream whose caller did not ask for usage
+    (``b'"include_usage":true'``); with ``strip``, what comes of it is not shown to the caller. ``endings``: by outcome
+    (``"upstream_timeout"``, ``"truncated"``, ``"upstream_aborted"``, ``"draining"``) the whole event that ends a stream
+    which breaks off after content; a NUL in it stands for the number of the event. Without one the framing is broken.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class Plan:
         total_ms: int = 3_600_000,
         block: int = 0,
         log: bytes = b"",
+        ask: bytes | None = None,
+        strip: bool = False,
+        endings: dict[str, bytes] = ...,
     ) -> None: ...
     @property
     def endpoint(self) -> int: ...
@@ -78,7 +85,8 @@ class Stream:
 
     ``reject``: why the core asks for a refusal in ``on_reject`` (a public error code of SEMANTICS 5).
     ``failure``: in ``on_response``: ``""`` (the upstream answered with ``upstream_status`` 401, 403, 429 or >= 500),
-    ``"closed"`` (before any response byte), ``"reset"``, ``"timeout"``, ``"malformed"``, ``"truncated"``.
+    ``"closed"`` (before any response byte), ``"reset"``, ``"timeout"``, ``"malformed"``, ``"truncated"``,
+    ``"error_event"`` (a stream began with an error and without content: it may be relayed).
     ``outcome``, in ``on_settle``: ``"complete"``, ``"refused"`` (we answered), ``"client_gone"``,
     ``"upstream_failed"``, ``"upstream_timeout"``, ``"truncated"``, ``"write_stall"``, ``"upstream_aborted"``,
     ``"draining"``.
@@ -118,6 +126,7 @@ class Stream:
     outcome: str
     usage_in: int
     usage_out: int
+    usage_source: str  # "none", "reported", "partial" (of a stream cut short), "counted" (one an event)
     finish: str
     bytes_in: int
     bytes_out: int
@@ -139,7 +148,7 @@ class Stream:
         """Send the request over a ready upstream. May be called again from ``on_response`` or from a task."""
 
     def relay(self) -> None:
-        """In ``on_response`` with ``failure == ""``: pass the upstream's answer on as it is."""
+        """In ``on_response`` with ``failure`` ``""`` or ``"error_event"``: pass the upstream's answer on as it is."""
 
     def respond(
         self, status: int, headers: bytes, body: bytes, *, code: str = "", close: bool = False, block: int = 0

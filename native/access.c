@@ -88,6 +88,9 @@ void access_line(Stream *s, uint64_t now)
         put_i64(&w, s->usage_in);
         put_literal(&w, ",\"tokens_out\":");
         put_i64(&w, s->usage_out);
+        put_literal(&w, ",\"usage_source\":\"");
+        TEXT(&w, usage_source(s));
+        put_literal(&w, "\"");
     }
     if (s->finish != FINISH_NONE && s->finish <= FINISH_OTHER) {
         put_literal(&w, ",\"finish\":\"");

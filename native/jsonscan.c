@@ -88,6 +88,7 @@ enum member {
     M_GENERATED_TEXT,
     M_TOKEN,
     M_DETAILS,
+    M_INDEX,
 };
 
 struct lexer {
@@ -535,6 +536,8 @@ static enum json_error request_value(struct lexer *x, enum kind kind, const char
     case M_STREAM:
         return bool_value(&f->stream, kind);
     case M_INCLUDE_USAGE:
+        f->include_off = x->start;
+        f->include_raw_len = end - x->start;
         return bool_value(&f->include_usage, kind);
     case M_CONTINUOUS_USAGE:
         return bool_value(&f->continuous_usage, kind);
@@ -624,7 +627,7 @@ static inline enum member answer_member(const struct answer *a, enum place place
     case CHOICE:
         if (IS("delta") || IS("message"))
             return M_DELTA;
-        return IS("finish_reason") ? M_FINISH : IS("text") ? M_CONTENT : M_NONE;
+        return IS("finish_reason") ? M_FINISH : IS("text") ? M_CONTENT : IS("index") ? M_INDEX : M_NONE;
     case DELTA:
         if (IS("content") || IS("reasoning") || IS("reasoning_content") || IS("refusal"))
             return M_CONTENT;
@@ -690,8 +693,18 @@ static void answer_type(struct answer *a, const char *name, uint64_t len)
         f->has_content |= len > 6 && memcmp(name + len - 6, ".delta", 6) == 0;
 }
 
+/* The member ,"usage":... at the top ends; `end` is the offset behind it. As the first member it takes the comma behind
+ * it along. */
+static void answer_usage(struct answer *a, uint64_t end)
+{
+    const struct lexer *x = &a->lexer;
+    a->facts.usage_off = x->first ? x->name_at : x->comma_at;
+    a->facts.usage_raw_len = end - a->facts.usage_off;
+    a->usage_open = x->first;
+}
+
 /* As request_value. Values of other types than those expected are ignored. */
-static void answer_value(struct lexer *x, enum kind kind, const char *text, uint64_t len)
+static void answer_value(struct lexer *x, enum kind kind, const char *text, uint64_t len, uint64_t end)
 {
     struct answer *a = (struct answer *)(void *)x;
     json_facts *f = &a->facts;
@@ -701,6 +714,14 @@ static void answer_value(struct lexer *x, enum kind kind, const char *text, uint
     case M_USAGE_OUT:
         if (kind == NUMBER && (n = integer(text, len)) >= 0)
             *(x->member == M_USAGE_IN ? &f->usage_in : &f->usage_out) = n;
+        return;
+    case M_USAGE:
+        if (kind == LITERAL_NULL && x->place == TOP && a->dialect == JSON_OPENAI)
+            answer_usage(a, end);
+        return;
+    case M_INDEX:
+        if (kind == NUMBER && (n = integer(text, len)) >= 0 && n <= INT32_MAX)
+            f->index = (int32_t)n;
         return;
     case M_FINISH:
     case M_STATUS:
@@ -774,9 +795,7 @@ static void answer_close(struct lexer *x, uint64_t end)
     if (x->place == CHOICES) {
         a->facts.choices_empty = !a->any_choice;
     } else if (x->place == USAGE && x->depth == 2 && a->dialect == JSON_OPENAI) {
-        a->facts.usage_off = x->first ? x->name_at : x->comma_at;
-        a->facts.usage_raw_len = end - a->facts.usage_off;
-        a->usage_open = x->first; /* as the first member it takes the comma behind it along */
+        answer_usage(a, end);
     }
 }
 
@@ -832,7 +851,7 @@ static inline __attribute__((always_inline)) enum json_error value_ended(struct 
         return JSON_OK;
     if (strict)
         return request_value(x, kind, text, len, end);
-    answer_value(x, kind, text, len);
+    answer_value(x, kind, text, len, end);
     return JSON_OK;
 }
 
@@ -1344,7 +1363,7 @@ void json_answer_start(json_answer *scan, enum json_dialect dialect)
     a->lexer.max_depth = MAX_DEPTH;
     a->lexer.first = true;
     memset(&a->facts, 0, sizeof a->facts);
-    a->facts.usage_in = a->facts.usage_out = -1;
+    a->facts.usage_in = a->facts.usage_out = a->facts.index = -1;
     a->dialect = dialect;
     a->failed = a->any_choice = a->usage_open = false;
 }

@@ -45,6 +45,7 @@ typedef struct {
     int64_t n;                           /* "n", -1 absent */
     uint64_t options_off, options_raw_len; /* raw value of "stream_options" (an object or null), len 0 if absent */
     int8_t include_usage;                /* stream_options.include_usage: -1 absent, 0, 1 */
+    uint64_t include_off, include_raw_len; /* its raw value, len 0 if absent */
     int8_t continuous_usage;             /* stream_options.continuous_usage_stats: -1 absent, 0, 1 */
     uint64_t open_off;                   /* offset just after the top-level '{' : where a member may be inserted */
     bool empty;                          /* the object has no member (an inserted one takes no comma) */
@@ -84,10 +85,11 @@ typedef struct {
     bool has_content;               /* choices/delta/output carries a content byte: see sse.h */
     bool final_text;                /* TGI: generated_text is a string */
     bool choices_empty;             /* OPENAI: "choices":[] */
+    int32_t index;                  /* OPENAI: choices[].index, the last; -1 none */
     char type[40];                  /* MESSAGES, RESPONSES: value of top-level "type", truncated */
     uint8_t type_len;
-    /* OPENAI: where the top-level member ,"usage":{...} lies in the bytes fed since start, from the comma before it (or
-       after it when it is first) to the end of its value; len 0 when absent or null. */
+    /* OPENAI: where the top-level member ,"usage":{...} (or null) lies in the bytes fed since start, from the comma before
+       it (or after it when it is first) to the end of its value; len 0 when absent. */
     uint64_t usage_off, usage_raw_len;
 } json_facts;
 

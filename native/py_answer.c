@@ -75,7 +75,7 @@ static void start_watch(Stream *s, const char *bytes, const http1_head *head)
     s->scanner = SCANNER_NONE;
     if (s->plan->scan == JSON_NONE)
         return;
-    if (starts_with(bytes + type.off, type.len, "text/event-stream")) {
+    if (head->status == 200 && starts_with(bytes + type.off, type.len, "text/event-stream")) {
         sse_init(&s->watch.sse, s->plan->scan);
         s->scanner = SCANNER_SSE;
     } else if (starts_with(bytes + type.off, type.len, "application/json")) {
@@ -118,7 +118,8 @@ static size_t answer_head(Stream *s, const char *bytes, const http1_head *head)
         put_literal(&w, "\r\n");
     }
     s->chunked_out = s->to_close_out = false;
-    if (head->framing == HTTP1_LENGTH || (head->framing == HTTP1_NO_BODY && s->head_method &&
+    bool events = s->scanner == SCANNER_SSE; /* their length may change on the way */
+    if ((head->framing == HTTP1_LENGTH && !events) || (head->framing == HTTP1_NO_BODY && s->head_method &&
                                           head->count[HTTP1_CONTENT_LENGTH])) {
         put_literal(&w, "content-length: ");
         put_u64(&w, head->content_length);
@@ -165,27 +166,9 @@ void stream_answer(Stream *s, const char *bytes, http1_head *head)
         if (s->head_out == 0) { /* cannot be: both heads are bounded below HEADS_MAX */
             down_cut(s->down, true);
             stream_gone(s, "upstream_failed");
+        } else if (s->scanner == SCANNER_SSE) {
+            events_start(s);
         }
-    }
-}
-
-static void watch(Stream *s, const char *data, size_t len, uint64_t now)
-{
-    Plan *plan = s->plan;
-    if (s->scanner == SCANNER_SSE) {
-        sse_scanner *sse = &s->watch.sse;
-        bool had_content = sse->content;
-        unsigned events = sse_feed(sse, data, len);
-        if (!had_content && sse->content)
-            meter_latency(s->core->page, plan->block, METER_FIRST_TOKEN, now - s->t_start);
-        else if (events && had_content)
-            meter_latency(s->core->page, plan->block, METER_BETWEEN_TOKENS, now - s->t_last);
-        if (sse->progress)
-            s->t_last = now;
-    } else {
-        if (s->scanner == SCANNER_JSON)
-            (void)json_answer_feed(&s->watch.json, data, len);
-        s->t_last = now;
     }
 }
 
@@ -193,10 +176,21 @@ static void watch(Stream *s, const char *data, size_t len, uint64_t now)
  * HEADROOM before and TAILROOM behind it, both free to be written. With `end`, the answer is complete. */
 int stream_relay(Stream *s, char *data, size_t len, bool end)
 {
+    if (s->scanner == SCANNER_SSE)
+        return events_relay(s, data, len, end);
+    if (len) {
+        if (s->scanner == SCANNER_JSON)
+            (void)json_answer_feed(&s->watch.json, data, len);
+        s->t_last = asc_now();
+    }
+    return stream_send(s, data, len, end);
+}
+
+/* As stream_relay, for bytes that have been looked at. */
+int stream_send(Stream *s, char *data, size_t len, bool end)
+{
     struct iovec iov[2];
     int k = 0;
-    if (len)
-        watch(s, data, len, asc_now());
     if (s->head_out) {
         iov[k].iov_base = s->core->heads;
         iov[k++].iov_len = s->head_out;
@@ -226,14 +220,59 @@ int stream_relay(Stream *s, char *data, size_t len, bool end)
     return conn_send(&s->down->conn, iov, k);
 }
 
+/* As stream_send, for bytes that lie in at most 6 places, without room around them. */
+int stream_send_parts(Stream *s, const struct iovec *parts, int n, bool end)
+{
+    struct iovec iov[10];
+    char size_line[HEADROOM];
+    int k = 0;
+    size_t len = 0;
+    for (int i = 0; i < n; i++)
+        len += parts[i].iov_len;
+    if (s->head_out)
+        iov[k++] = (struct iovec){s->core->heads, s->head_out};
+    s->bytes_out += s->head_out + len;
+    s->head_out = 0;
+    if (len && s->chunked_out) {
+        char *from = chunk_size_before(size_line + sizeof size_line, len);
+        iov[k++] = (struct iovec){from, (size_t)(size_line + sizeof size_line - from)};
+    }
+    for (int i = 0; i < n; i++)
+        if (parts[i].iov_len)
+            iov[k++] = parts[i];
+    if (s->chunked_out) {
+        const char *tail = len && end ? "\r\n0\r\n\r\n" : len ? "\r\n" : end ? "0\r\n\r\n" : "";
+        if (tail[0])
+            iov[k++] = (struct iovec){(char *)tail, strlen(tail)};
+    }
+    if (k == 0)
+        return 0;
+    s->committed = true;
+    return conn_send(&s->down->conn, iov, k);
+}
+
+/* How an answer that came to its end is to be called. */
+const char *stream_outcome(const Stream *s)
+{
+    if (s->scanner == SCANNER_SSE)
+        return events_outcome(s);
+    bool aborted = s->scanner == SCANNER_JSON && json_answer_facts(&s->watch.json)->finish == FINISH_ABORT;
+    return aborted ? "upstream_aborted" : "complete";
+}
+
+const char *usage_source(const Stream *s)
+{
+    static const char *const names[] = {"none", "reported", "partial", "counted"};
+    return names[s->usage_source & 3];
+}
+
 /* What the answer said of itself, for the log and the meter. */
 void stream_read_watch(Stream *s)
 {
+    if (s->usage_in >= 0 || s->usage_out >= 0)
+        s->usage_source = USAGE_REPORTED; /* in header fields */
     if (s->scanner == SCANNER_SSE) {
-        if (s->watch.sse.usage_in >= 0)
-            s->usage_in = s->watch.sse.usage_in;
-        if (s->watch.sse.usage_out >= 0)
-            s->usage_out = s->watch.sse.usage_out;
+        events_usage(s);
         s->finish = s->watch.sse.finish;
     } else if (s->scanner == SCANNER_JSON) {
         const json_facts *facts = json_answer_facts(&s->watch.json);
@@ -241,6 +280,8 @@ void stream_read_watch(Stream *s)
             s->usage_in = facts->usage_in;
         if (facts->usage_out >= 0)
             s->usage_out = facts->usage_out;
+        if (facts->usage_in >= 0 || facts->usage_out >= 0)
+            s->usage_source = USAGE_REPORTED;
         s->finish = facts->finish;
     }
 }

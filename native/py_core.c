@@ -323,8 +323,7 @@ static void cut_drained(Core *core, Downstream *d, uint64_t now)
     Stream *s = d->stream;
     bool stream = s->json_done && s->json.stream == 1;
     if (now >= (stream ? core->drain_stream_ns : core->drain_unary_ns)) {
-        down_cut(d, s->to_close_out);
-        stream_gone(s, "draining");
+        stream_cut(s, END_DRAINING);
     }
 }
 

@@ -120,6 +120,9 @@ struct Listener {
     asc_limits limits;
 };
 
+/* How an event stream ends that breaks off after content: by names of outcomes. */
+enum ending { END_TIMEOUT, END_TRUNCATED, END_ABORTED, END_DRAINING, N_ENDINGS };
+
 struct Plan {
     PyObject_HEAD
     int endpoint;
@@ -127,6 +130,9 @@ struct Plan {
     PyObject *secret;                     /* Secret or NULL */
     PyObject *request_headers, *response_headers; /* Names */
     PyObject *model;                      /* bytes: a JSON string with its quotes, or NULL */
+    PyObject *ask;                        /* bytes: "stream_options":{...}, or NULL: see py_forward.c */
+    PyObject *endings[N_ENDINGS];         /* bytes: the event that tells of each, or NULL */
+    bool strip;                           /* what was asked for here is not shown to the client */
     uint8_t scan;
     uint64_t first_byte_ns, idle_ns, total_ns;
     uint32_t block;
@@ -172,7 +178,7 @@ struct Upstream {
     Stream *stream;           /* borrowed: the exchange that uses it */
     asc_buffer partial;       /* an incomplete response head, after HEADROOM */
     size_t seen;
-    struct iovec rest[4];     /* of the request, not yet sent; memory of the stream and its plan */
+    struct iovec rest[8];     /* of the request, not yet sent; memory of the stream and its plan */
     int n_rest;
     chunk_decoder chunk;
     uint64_t left, idle_since_ns;
@@ -186,12 +192,28 @@ enum stream_phase {
     PHASE_BODY,     /* collecting the request */
     PHASE_DECIDING, /* the walk's turn */
     PHASE_WAIT,     /* sent, no answer yet */
+    PHASE_HOLD,     /* an event stream has begun, without content yet: nothing was sent to the client */
     PHASE_RELAY,
     PHASE_FLUSH,    /* all is written, the client drains */
     PHASE_DONE,
 };
 
 enum stream_scanner { SCANNER_NONE, SCANNER_JSON, SCANNER_SSE };
+
+enum usage_source { USAGE_NONE, USAGE_REPORTED, USAGE_PARTIAL, USAGE_COUNTED };
+
+/* What is kept of an event stream on its way to the client: py_events.c. */
+typedef struct {
+    asc_buffer early;     /* in PHASE_HOLD: the head of the answer, then events */
+    asc_buffer partial;   /* the start of an event whose end has not come */
+    size_t head_len;      /* of early */
+    uint32_t *per_choice; /* completion tokens by choice, where there are several; owned */
+    uint32_t n_choices;
+    bool strip;           /* usage was asked for here, not by the client */
+    bool final;           /* the usage of all choices together has come */
+    bool mid_event;       /* a part of the event under way has been sent */
+    bool ended;           /* what the client shall see is sent: nothing of the upstream's follows */
+} asc_events;
 
 struct Stream {
     PyObject_HEAD
@@ -219,6 +241,7 @@ struct Stream {
     enum json_error json_error;
     json_fields json;
     /* the answer */
+    asc_events events;
     union {
         sse_scanner sse;
         json_answer json;
@@ -227,7 +250,7 @@ struct Stream {
     uint16_t status, upstream_status, attempts;
     bool chunked_out, to_close_out;
     int64_t usage_in, usage_out;
-    uint8_t finish;
+    uint8_t finish, usage_source;
     uint64_t t_start, t_forward, t_first, t_last, bytes_in, bytes_out;
     http1_head *held_head; /* during on_response only */
     const char *held_bytes;
@@ -286,13 +309,27 @@ PyObject *stream_forward(Stream *s, PyObject *const *args, Py_ssize_t n);
 /* py_answer.c */
 void stream_answer(Stream *s, const char *bytes, http1_head *head);
 int stream_relay(Stream *s, char *data, size_t len, bool end);
+int stream_send(Stream *s, char *data, size_t len, bool end);
+int stream_send_parts(Stream *s, const struct iovec *parts, int n, bool end);
 void stream_read_watch(Stream *s);
+const char *stream_outcome(const Stream *s);
+const char *usage_source(const Stream *s);
 PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs);
+
+/* py_events.c */
+void events_start(Stream *s);
+void events_drop(Stream *s);
+int events_relay(Stream *s, char *data, size_t len, bool end);
+bool events_break(Stream *s, enum ending ending);
+const char *events_outcome(const Stream *s);
+void events_usage(Stream *s);
 
 /* py_stream.c */
 void stream_walk(Stream *s, PyObject *method);
 void stream_reject(Stream *s, const char *code);
 void stream_failed(Stream *s, const char *failure);
+void stream_cut(Stream *s, enum ending ending);
+const char *ending_outcome(enum ending ending);
 void stream_gone(Stream *s, const char *outcome);
 void stream_ended(Stream *s, const char *outcome);
 void stream_flushed(Stream *s);

@@ -247,17 +247,40 @@ static bool whole_lines(const char *bytes, Py_ssize_t len)
     return true;
 }
 
+/* The events that end a stream, by outcome. Each is a whole event: what it is sent between must stay one, too. */
+static bool take_endings(Plan *plan, PyObject *endings)
+{
+    PyObject *name, *event;
+    Py_ssize_t at = 0;
+    while (PyDict_Next(endings, &at, &name, &event)) {
+        const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8(name) : NULL;
+        int ending = 0;
+        while (text != NULL && ending < N_ENDINGS && strcmp(text, ending_outcome(ending)) != 0)
+            ending++;
+        if (text == NULL || ending == N_ENDINGS || !PyBytes_Check(event) || PyBytes_GET_SIZE(event) < 2 ||
+            PyBytes_GET_SIZE(event) > 4096 ||
+            memcmp(PyBytes_AS_STRING(event) + PyBytes_GET_SIZE(event) - 2, "\n\n", 2) != 0) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_ValueError, "endings are whole events of at most 4 KiB by outcome");
+            return false;
+        }
+        Py_XSETREF(plan->endings[ending], Py_NewRef(event));
+    }
+    return true;
+}
+
 static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *keys[] = {"endpoint", "head", "request_headers", "response_headers", "secret", "secret_prefix", "model",
-                           "scan", "first_byte_ms", "idle_ms", "total_ms", "block", "log", NULL};
-    int endpoint = -1, scan = JSON_NONE;
+                           "scan", "first_byte_ms", "idle_ms", "total_ms", "block", "log", "ask", "strip", "endings", NULL};
+    int endpoint = -1, scan = JSON_NONE, strip = 0;
+    PyObject *ask = Py_None, *endings = NULL;
     PyObject *head = NULL, *request_headers = NULL, *response_headers = NULL, *secret = Py_None, *secret_prefix = NULL, *model = Py_None, *log = NULL;
     unsigned long long first_byte = 300000, idle = 120000, total = 3600000;
     unsigned int block = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iSO!O!OSOiKKKIS", keys, &endpoint, &head, &Names_Type, &request_headers,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$iSO!O!OSOiKKKISOpO!", keys, &endpoint, &head, &Names_Type, &request_headers,
                                      &Names_Type, &response_headers, &secret, &secret_prefix, &model, &scan, &first_byte,
-                                     &idle, &total, &block, &log))
+                                     &idle, &total, &block, &log, &ask, &strip, &PyDict_Type, &endings))
         return NULL;
     const char *bytes;
     size_t len;
@@ -276,6 +299,10 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     if (scan < JSON_NONE || scan > JSON_TGI || (secret_prefix && PyBytes_GET_SIZE(secret_prefix) > 256)) {
         PyErr_SetString(PyExc_ValueError, "scan is one of SCAN_*; secret_prefix is at most 256 bytes");
+        return NULL;
+    }
+    if (ask != Py_None && !(PyBytes_Check(ask) && PyBytes_GET_SIZE(ask) > 0 && PyBytes_GET_SIZE(ask) <= 256)) {
+        PyErr_SetString(PyExc_ValueError, "ask is None or 1 to 256 bytes of JSON members");
         return NULL;
     }
     PyObject *model_json = NULL;
@@ -305,7 +332,11 @@ static PyObject *plan_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->idle_ns = idle * MS;
     self->total_ns = total * MS;
     self->block = block;
-    if (self->secret_prefix == NULL || self->log == NULL) {
+    self->strip = strip;
+    if (ask != Py_None)
+        self->ask = PyBytes_FromFormat("\"stream_options\":{%s},", PyBytes_AS_STRING(ask));
+    if (self->secret_prefix == NULL || self->log == NULL || (ask != Py_None && self->ask == NULL) ||
+        (endings != NULL && !take_endings(self, endings))) {
         Py_DECREF(self);
         return NULL;
     }
@@ -321,6 +352,9 @@ static void plan_dealloc(Plan *self)
     Py_XDECREF(self->secret_prefix);
     Py_XDECREF(self->model);
     Py_XDECREF(self->log);
+    Py_XDECREF(self->ask);
+    for (int i = 0; i < N_ENDINGS; i++)
+        Py_XDECREF(self->endings[i]);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

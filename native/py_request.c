@@ -150,6 +150,7 @@ void stream_dealloc(Stream *s)
         s->up->stream = NULL;
     Py_XDECREF(s->up);
     Py_XDECREF(s->plan);
+    events_drop(s);
     Py_XDECREF(s->context);
     Py_XDECREF(s->log);
     Py_XDECREF(s->code);

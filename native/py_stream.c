@@ -1,7 +1,8 @@
 /* One exchange: a request, the walk's decision, and the answer on its way back.
  *
- *   BODY -> DECIDING -> WAIT -> RELAY -> FLUSH -> DONE        (a failure before the answer goes back to DECIDING)
- *             +---------- respond --------^
+ *   BODY -> DECIDING -> WAIT -> HOLD -> RELAY -> FLUSH -> DONE     (a failure before RELAY goes back to DECIDING)
+ *             |                +---------^ ^
+ *             +---------- respond ---------+
  *
  * The walk is called at the arrows, never per chunk. `respond` and `forward` may be called while the walk is on the
  * stack or later from its task; settling waits until the walk has returned, so that on_settle is always the last call.
@@ -64,18 +65,35 @@ void stream_failed(Stream *s, const char *failure)
         s->up->reusable = false;
         up_release(s);
     }
-    if (s->phase == PHASE_WAIT) {
+    if (s->phase == PHASE_WAIT || s->phase == PHASE_HOLD) {
         s->failure = failure;
         s->phase = PHASE_DECIDING;
         Py_CLEAR(s->task); /* of an earlier attempt */
         stream_walk(s, s->core->on_response);
     } else if (s->phase == PHASE_RELAY) {
-        bool timeout = strcmp(failure, "timeout") == 0;
-        /* chunked without its last chunk is a visible end; one that ends with the connection needs a reset */
-        down_cut(s->down, s->to_close_out);
-        stream_gone(s, timeout ? "upstream_timeout" : "truncated");
+        stream_cut(s, strcmp(failure, "timeout") == 0 ? END_TIMEOUT : END_TRUNCATED);
     }
     Py_DECREF(s);
+}
+
+const char *ending_outcome(enum ending ending)
+{
+    static const char *const outcomes[N_ENDINGS] = {"upstream_timeout", "truncated", "upstream_aborted", "draining"};
+    return outcomes[ending];
+}
+
+/* The answer ends before its time, visibly: by an event where the client's dialect has one, else by broken framing. */
+void stream_cut(Stream *s, enum ending ending)
+{
+    if (s->up != NULL && s->up->stream == s) {
+        s->up->reusable = false;
+        up_release(s);
+    }
+    if (s->phase == PHASE_RELAY && s->scanner == SCANNER_SSE && events_break(s, ending))
+        return;
+    /* chunked without its last chunk is a visible end; one that ends with the connection needs a reset */
+    down_cut(s->down, s->to_close_out);
+    stream_gone(s, ending_outcome(ending));
 }
 
 /* All of the answer is written: settle now, or when the client has taken it. */

@@ -77,7 +77,7 @@ enum fact {
     F_METHOD, F_PATH, F_QUERY, F_LISTENER, F_PEER, F_REQUEST_ID, F_CREDENTIAL, F_DIGEST, F_TWO, F_CERTIFICATE, F_LENGTH,
     F_BODY_LEN, F_SCAN_ERROR, F_SCAN_CODE, F_MODEL, F_STREAM, F_MAX_TOKENS, F_REJECT, F_FAILURE, F_UP_STATUS, F_REUSED,
     F_ATTEMPTS, F_STATUS, F_COMMITTED, F_OUTCOME, F_USAGE_IN, F_USAGE_OUT, F_FINISH, F_BYTES_IN, F_BYTES_OUT, F_UPSTREAM,
-    F_DONE, F_CODE, F_ASKS,
+    F_DONE, F_CODE, F_ASKS, F_USAGE_SOURCE,
 };
 
 static PyObject *digest_of(Stream *s)
@@ -196,6 +196,7 @@ static PyObject *stream_get(Stream *s, void *which)
     case F_UPSTREAM: return Py_NewRef(s->up ? (PyObject *)s->up : Py_None);
     case F_DONE: return PyBool_FromLong(s->done);
     case F_ASKS: return asks_of(s);
+    case F_USAGE_SOURCE: return PyUnicode_FromString(usage_source(s));
     case F_CODE: return s->code ? Py_NewRef(s->code) : PyUnicode_FromString("");
     }
     Py_UNREACHABLE();
@@ -231,7 +232,7 @@ static PyGetSetDef stream_getset[] = {
     FACT("attempts", F_ATTEMPTS), FACT("status", F_STATUS), FACT("committed", F_COMMITTED), FACT("outcome", F_OUTCOME),
     FACT("usage_in", F_USAGE_IN), FACT("usage_out", F_USAGE_OUT), FACT("finish", F_FINISH), FACT("bytes_in", F_BYTES_IN),
     FACT("bytes_out", F_BYTES_OUT), FACT("upstream", F_UPSTREAM), FACT("done", F_DONE), FACT("code", F_CODE),
-    FACT("asks", F_ASKS),
+    FACT("asks", F_ASKS), FACT("usage_source", F_USAGE_SOURCE),
     {"body_limit", (getter)stream_get_limit, (setter)stream_set_limit, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

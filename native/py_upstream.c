@@ -110,7 +110,7 @@ void up_due(Upstream *u, uint64_t now)
     Stream *s = u->stream;
     if (u->conn.kind != UP_ANSWER || s == NULL)
         return;
-    if (s->phase == PHASE_RELAY) { /* progress only writes a time down: is the deadline still the same? */
+    if (s->phase >= PHASE_HOLD) { /* progress only writes a time down: is the deadline still the same? */
         uint64_t idle = s->plan->idle_ns;
         bool over = s->plan->total_ns && now >= s->t_start + s->plan->total_ns;
         bool stalled_client = s->down != NULL && s->down->conn.write_paused; /* its own deadline runs */
@@ -150,10 +150,11 @@ void up_send_rest(Upstream *u)
 
 static void answer_complete(Upstream *u, Stream *s)
 {
+    const char *outcome = stream_outcome(s);
     u->reusable = u->keep_alive && !u->surprise && u->n_rest == 0 && !u->conn.write_paused && u->conn.fd >= 0 &&
                   !u->conn.core->draining;
     up_release(s);
-    stream_ended(s, "complete");
+    stream_ended(s, outcome);
 }
 
 /* Body bytes. `data` has room around it. */
@@ -251,7 +252,7 @@ static void up_answer(Upstream *u, Stream *s, char *bytes, size_t len)
         u->keep_alive = head->keep_alive && head->framing != HTTP1_TO_CLOSE;
         chunk_init(&u->chunk);
         stream_answer(s, bytes, head);
-        if (u->stream != s || s->phase != PHASE_RELAY) {
+        if (u->stream != s || (s->phase != PHASE_RELAY && s->phase != PHASE_HOLD)) {
             if (u->stream == s)
                 up_release(s); /* the walk went another way, perhaps in a task: this answer is not wanted */
             buffer_free(&u->partial);

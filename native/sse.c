@@ -126,6 +126,7 @@ static bool dispatch(sse_scanner *s)
     /* what the data calls itself counts, and the event's name where the data says nothing */
     const char *type = f->type_len ? f->type : s->event;
     size_t len = f->type_len ? f->type_len : event_len;
+    s->content_events += f->has_content || (s->dialect == JSON_MESSAGES && is_type(type, len, "content_block_delta"));
     switch ((enum json_dialect)s->dialect) {
     case JSON_OPENAI:
         s->terminated |= s->done_match == sizeof DONE - 1;

@@ -12,6 +12,7 @@
 typedef struct {
     json_answer json;       /* scan of the data of the event under way */
     uint64_t events;        /* events with data that have ended */
+    uint64_t content_events; /* those of them that carried content: about as many as tokens */
     uint64_t bytes;         /* bytes fed */
     uint64_t boundary;      /* offset just after the last complete event or comment block: 0 at first */
     int64_t usage_in, usage_out; /* last usage seen, -1 none */

@@ -179,6 +179,7 @@ def _route(name: str, section: RouteSection, max_body: int) -> Route:
         tenants=tuple(section.tenants),
         max_body=limits.max_body if limits.max_body is not None else max_body,
         retry_ambiguous=section.retry_ambiguous,
+        usage=section.usage,
         first_byte_ms=limits.first_byte,
         between_tokens_ms=limits.between_tokens,
         total_ms=limits.total,

@@ -6,7 +6,7 @@ comes from :mod:`ascproxy.model`, so that there is one place to read it.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -204,6 +204,10 @@ class RouteSection(Section):
     operations: list[str] = Field([], description="operations that the route serves; default: all")
     tenants: list[Name] = Field([], description="tenants that may use it; default: all")
     limits: RouteLimitsSection = Field(RouteLimitsSection(), description="limits of this route")
+    usage: Literal["asked", "final"] = Field(
+        default="asked",
+        description="token usage of a stream is shown to a caller that `asked` for it, or to all at its end (`final`)",
+    )
     retry_ambiguous: bool = Field(
         False, description="also try the next target when the request may already have run (timeout or reset)"
     )

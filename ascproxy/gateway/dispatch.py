@@ -5,7 +5,7 @@ Theory. An attempt ends in one of these ways before anything was sent to the cli
 
     no connection                  nothing was sent: another endpoint of the target once, then the next target
     401, 403                       our credential is at fault: the next target, never the client
-    429, 5xx                       a definite failure: the next target; the last one's answer is passed on
+    429, 5xx, an error event       a definite failure: the next target; the last one's answer is passed on
     closed, on a reused connection the server had closed it before it saw the request: once more, on a fresh one
     closed, reset, timeout         ambiguous, it may have been served: no further attempt, unless the route says so
     malformed                      no further attempt
@@ -68,6 +68,8 @@ def after_failure(failure: str, *, reused: bool, may_retry: bool, more_targets: 
     """After a connection failed under a request that was sent; ``failure`` is the stream's."""
     if failure == "closed" and reused and may_retry:
         return Step.RETRY
+    if failure == "error_event":
+        return Step.NEXT if more_targets else Step.RELAY
     if failure == "malformed":
         return Step.MALFORMED
     if retry_ambiguous:

@@ -6,7 +6,7 @@ allow-lists only, both ways (SEMANTICS 5): a deny-list forgets the next vendor's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,7 +15,8 @@ import orjson
 from ascproxy.errors import AscproxyError
 from ascproxy.model.provider import Credential, Endpoint, Provider, ProviderType
 from ascproxy.model.route import Target
-from ascproxy.wire.operation import Scan
+from ascproxy.wire import anthropic, openai
+from ascproxy.wire.operation import Operation, Scan
 
 if TYPE_CHECKING:
     from ascproxy._native import Names, Plan, Secret, SecretArena, TlsContext, TlsError
@@ -66,6 +67,28 @@ NEVER = (
     "accept-encoding",
     "x-ascproxy-model",
 )
+
+# What is asked of a stream whose caller did not ask for usage (SEMANTICS 4), by what each type documents.
+_ASK = {
+    ProviderType.VLLM: b'"include_usage":true,"continuous_usage_stats":true',
+    ProviderType.OPENAI: b'"include_usage":true',
+    ProviderType.TGI: b'"include_usage":true',
+}
+_ASK_FINAL = b'"include_usage":true'
+_ASKED_OF = (Operation.CHAT_COMPLETIONS, Operation.COMPLETIONS)
+
+# How a stream ends that breaks off after content, by its outcome. Other dialects have no event for it.
+_ENDINGS = {
+    "upstream_timeout": "The model server stopped sending. What came before is not the whole answer.",
+    "truncated": "The model server broke off. What came before is not the whole answer.",
+    "upstream_aborted": "The model server gave up this answer. What came before is not the whole answer.",
+    "draining": "The gateway is stopping. What came before is not the whole answer: ask again.",
+}
+_LAST_EVENT: dict[Scan, Callable[[str, str], bytes]] = {
+    Scan.OPENAI: openai.last_event,
+    Scan.MESSAGES: anthropic.last_event,
+    Scan.RESPONSES: openai.last_response_event,
+}
 
 _SECRET_PREFIX = {ProviderType.ANTHROPIC: b"x-api-key: "}
 _BEARER = b"authorization: Bearer "
@@ -189,7 +212,22 @@ def plan(
         total_ms=_first(route.total_ms, timeouts.total_ms),
         block=block,
         log=orjson.dumps(members)[1:-1],
+        ask=_ask(match, provider),
+        strip=route.usage == "asked",
+        endings=endings(shape.scan),
     )
+
+
+def _ask(match: Match, provider: Provider) -> bytes | None:
+    if match.shape.operation not in _ASKED_OF:
+        return None
+    return _ASK_FINAL if match.route.usage == "final" else _ASK.get(provider.type)
+
+
+def endings(scan: Scan) -> dict[str, bytes]:
+    """The event for each way in which a stream of that kind can break off."""
+    last_event = _LAST_EVENT.get(scan)
+    return {} if last_event is None else {code: last_event(code, message) for code, message in _ENDINGS.items()}
 
 
 def _first(of_route: int | None, of_provider: int) -> int:

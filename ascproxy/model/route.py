@@ -15,7 +15,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """``models`` are names or globs (``*``, ``?``). ``operations`` and ``tenants`` empty means all."""
+    """``models`` are names or globs (``*``, ``?``). ``operations`` and ``tenants`` empty means all. ``usage``: a caller
+    sees the usage of its stream if it ``asked`` for it, or always at the end (``final``)."""
 
     name: str
     models: tuple[str, ...]
@@ -24,6 +25,7 @@ class Route:
     tenants: tuple[str, ...] = ()
     max_body: int = 32 * 1024 * 1024
     retry_ambiguous: bool = False
+    usage: str = "asked"
     first_byte_ms: int | None = None
     between_tokens_ms: int | None = None
     total_ms: int | None = None

@@ -23,6 +23,13 @@ def error(status: int, code: str, message: str, request_id: str) -> bytes:  # no
     return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
 
 
+def last_event(code: str, message: str) -> bytes:
+    """The event of a messages stream that ends with an error, in place of ``message_stop``: SDKs raise it."""
+    kind = {"upstream_timeout": "timeout_error", "draining": "overloaded_error"}.get(code, "api_error")
+    body = {"type": "error", "error": {"type": kind, "message": message}}
+    return b"event: error\ndata: %b\n\n" % orjson.dumps(body)
+
+
 def model(name: str) -> dict[str, object]:
     """One model. The reference allows an epoch value where the release date is not known."""
     return {"type": "model", "id": name, "display_name": name, "created_at": "1970-01-01T00:00:00Z"}

@@ -16,6 +16,24 @@ def error(status: int, code: str, message: str, request_id: str) -> bytes:  # no
     return orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
+def last_event(code: str, message: str) -> bytes:
+    """The event of a chat or completions stream that ends with an error, in place of ``[DONE]``: SDKs raise it."""
+    return b"data: %b\n\n" % error(500, code, message, "")
+
+
+def last_response_event(code: str, message: str) -> bytes:
+    """The same for a stream of ``/v1/responses``. A NUL stands where the number of the event goes."""
+    failed = {
+        "id": "",
+        "object": "response",
+        "status": "failed",
+        "output": [],
+        "error": {"code": code, "message": message},
+    }
+    head = b'event: response.failed\ndata: {"type":"response.failed","sequence_number":\0,"response":'
+    return head + orjson.dumps(failed) + b"}\n\n"
+
+
 def model(name: str) -> dict[str, object]:
     """One model. Its age is not known here: ``created`` is 0 (the field is required)."""
     return {"id": name, "object": "model", "created": 0, "owned_by": "ascproxy"}

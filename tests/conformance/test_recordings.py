@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ascproxy import _native
+from ascproxy.wire.operation import Scan, at
 from tests.kit.rig import Answer, Rig, post, read_answer, read_request, run
 from tests.kit.service import first_light
 
@@ -23,6 +25,13 @@ def whole(name: str) -> bytes:
 
 NAMES = sorted(path.name.removesuffix(".response.txt") for path in WIRE.glob("*.response.txt"))
 POSTED = [n for n in NAMES if (WIRE / f"{n}.request.txt").read_bytes().startswith(b"POST") and n not in UNAUTHORIZED]
+
+
+def scan_of(name: str) -> int:
+    """How the answer of a recording is read: by the path that was asked."""
+    path = (WIRE / f"{name}.request.txt").read_bytes().split()[1].partition(b"?")[0]
+    shape = at(path)
+    return int(getattr(_native, f"SCAN_{(shape.scan if shape is not None else Scan.NONE).upper()}"))
 
 
 async def parsed(raw: bytes) -> Answer:
@@ -62,6 +71,7 @@ def test_whole_and_byte_by_byte(name: str) -> None:
     async def main() -> None:
         expected = await parsed(whole(name))
         async with Rig(replay) as rig:
+            rig.walk.plan = rig.make_plan(scan=scan_of(name))
             for how in ({}, {"step": 1}, {"step": 7}, {"step": 100}):
                 reader, writer = await rig.client()
                 writer.write(post({"wire": name} | how))
@@ -86,6 +96,7 @@ def test_split_in_two_at_every_byte(name: str) -> None:
             writer.close()
 
         async with Rig(replay) as rig:
+            rig.walk.plan = rig.make_plan(scan=scan_of(name))
             await asyncio.gather(*(client(rig) for _ in range(32)))
             outcomes = {s["outcome"] for s in rig.walk.settled}
             assert outcomes == {"complete"}

@@ -126,7 +126,7 @@ class Forwarder:
 
     def on_response(self, s: _native.Stream) -> None:
         self.failures.append(s.failure or str(s.upstream_status))
-        if s.failure == "" and self.answer_on_response:
+        if s.failure in ("", "error_event") and self.answer_on_response:
             s.relay()
         elif s.failure == "closed" and s.reused:
             self.on_request(s)
@@ -135,7 +135,8 @@ class Forwarder:
 
     def on_settle(self, s: _native.Stream) -> None:
         fact = {"outcome": s.outcome, "status": s.status, "bytes_out": s.bytes_out, "code": s.code}
-        self.settled.append(fact | {"usage": (s.usage_in, s.usage_out), "finish": s.finish, "attempts": s.attempts})
+        self.settled.append(fact | {"usage": (s.usage_in, s.usage_out), "source": s.usage_source, "finish": s.finish})
+        self.settled[-1]["attempts"] = s.attempts
         u = s.upstream
         if u is not None and u.reusable:
             self.idle.append(u)

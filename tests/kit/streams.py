@@ -113,6 +113,9 @@ class Plan:
     total_ms: int = 3_600_000
     block: int = 0
     log: bytes = b""
+    ask: bytes | None = None
+    strip: bool = False
+    endings: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.head.endswith(b"\r\n") or b"\r\n\r\n" in self.head:
@@ -235,6 +238,7 @@ class FakeStream:
         self.committed = False
         self.outcome = ""
         self.usage_in = self.usage_out = -1
+        self.usage_source = "none"
         self.finish = ""
         self.bytes_in = len(body)
         self.bytes_out = 0

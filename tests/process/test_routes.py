@@ -42,7 +42,12 @@ class Place:
         """A stream that has begun and goes on."""
         connection = http.client.HTTPConnection("127.0.0.1", self.service.http_port, timeout=10)
         body = {"model": model, "messages": [{"role": "user", "content": "x"}], "stream": True}
-        connection.request("POST", CHAT, json.dumps(body), {"authorization": f"Bearer {self.service.key}"})
+        connection.request(
+            "POST",
+            CHAT,
+            json.dumps(body),
+            {"authorization": f"Bearer {self.service.key}", "content-type": "application/json"},
+        )
         answer = connection.getresponse()
         assert answer.status == 200
         assert answer.readline().startswith(b"data: ")

@@ -68,7 +68,7 @@ class Storm:
                 outcome.opened, reader, writer = self.idle.pop()
             marker = f"marker-{n}-of-this-storm"
             body = {"model": "sim-chat", "user": marker, "messages": [{"role": "user", "content": "hi"}]}
-            writer.write(post(body, f"Authorization: Bearer {self.service.key}"))
+            writer.write(post(body, "Content-Type: application/json", f"Authorization: Bearer {self.service.key}"))
             async with asyncio.timeout(10):
                 answer = await read_answer(reader)
             if answer.status != 200:

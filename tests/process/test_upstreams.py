@@ -115,7 +115,12 @@ class Place:
     def ask(self, client: http.client.HTTPConnection, model: str, *, stream: bool = False) -> Got:
         marker = uuid.uuid4().hex
         body = {"model": model, "messages": [{"role": "user", "content": "x"}], "user": marker, "stream": stream}
-        client.request("POST", PATH, json.dumps(body), {"authorization": f"Bearer {self.service.key}"})
+        client.request(
+            "POST",
+            PATH,
+            json.dumps(body),
+            {"authorization": f"Bearer {self.service.key}", "content-type": "application/json"},
+        )
         answer = client.getresponse()
         whole = True
         try:
