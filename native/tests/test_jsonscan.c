@@ -169,7 +169,15 @@ static void answers(void)
     usage_lies_at("{\"a\":1 , \"usage\" : {\"x\":[{}]} }", ", \"usage\" : {\"x\":[{}]}");
     usage_lies_at("{\"usage\":{} , \"b\":2}", "\"usage\":{} ,");
     usage_lies_at("{\"usage\":{}}", "\"usage\":{}");
-    usage_lies_at("{\"a\":{\"usage\":{}},\"usage\":null}", "");
+    usage_lies_at("{\"a\":{\"usage\":{}},\"usage\":null}", ",\"usage\":null");
+    usage_lies_at("{\"usage\": null ,\"b\":1}", "\"usage\": null ,");
+    usage_lies_at("{\"a\":{\"usage\":null},\"usage\":1}", "");
+    assert(answer("{\"choices\":[{\"index\":2,\"delta\":{\"index\":5}}]}", JSON_OPENAI).index == 2);
+    assert(answer("{\"choices\":[{\"index\":-1}],\"index\":3}", JSON_OPENAI).index == -1);
+    {
+        const json_fields f = verdict("{\"stream_options\": {\"include_usage\" : false }}", JSON_OK);
+        assert(f.include_usage == 0 && f.include_off == 37 && f.include_raw_len == 5);
+    }
     usage_lies_at("{\"a\":[{\"usage\":{\"prompt_tokens\":1}},\"\\\"usage\\\":{\"]}", "");
     json_facts f = answer("{\"choices\":[{\"usage\":{\"prompt_tokens\":9},\"delta\":{\"content\":\"\",\"tool_calls\":[]},"
                           "\"finish_reason\":\"tool_calls\"}],\"finish_reason\":\"stop\"}", JSON_OPENAI);

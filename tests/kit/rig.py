@@ -296,3 +296,14 @@ async def read_answer(reader: asyncio.StreamReader, *, no_body: bool = False) ->
     else:
         answer.body = await reader.read()
     return answer
+
+
+def parse_chunks(raw: bytes) -> bytes:
+    """The body of a recorded answer in chunks."""
+    rest, body = raw.partition(b"\r\n\r\n")[2], b""
+    while True:
+        line, _, rest = rest.partition(b"\r\n")
+        size = int(line, 16)
+        if size == 0:
+            return body
+        body, rest = body + rest[:size], rest[size + 2 :]
