@@ -176,7 +176,7 @@ static void answers(void)
     assert(answer("{\"choices\":[{\"index\":-1}],\"index\":3}", JSON_OPENAI).index == -1);
     {
         const json_fields f = verdict("{\"stream_options\": {\"include_usage\" : false }}", JSON_OK);
-        assert(f.include_usage == 0 && f.include_off == 37 && f.include_raw_len == 5);
+        assert(f.include_usage == 0 && f.include_off == 38 && f.include_raw_len == 5);
     }
     usage_lies_at("{\"a\":[{\"usage\":{\"prompt_tokens\":1}},\"\\\"usage\\\":{\"]}", "");
     json_facts f = answer("{\"choices\":[{\"usage\":{\"prompt_tokens\":9},\"delta\":{\"content\":\"\",\"tool_calls\":[]},"
