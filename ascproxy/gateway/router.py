@@ -68,6 +68,21 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
     return re.compile(first + "".join(f"(?>.*?{part})" for part in middle if part) + f".*{last}", re.DOTALL)
 
 
+class Glob:
+    """A pattern whose expression is made when it is first asked: a revision may have thousands."""
+
+    __slots__ = ("_pattern", "_regex")
+
+    def __init__(self, pattern: str) -> None:
+        self._pattern = pattern
+        self._regex: re.Pattern[str] | None = None
+
+    def matches(self, name: str) -> bool:
+        if self._regex is None:
+            self._regex = glob_regex(self._pattern)
+        return self._regex.fullmatch(name) is not None
+
+
 def specificity(pattern: str) -> tuple[int, int]:
     """Sorts globs, the most specific first: length of the literal prefix, then number of literal characters."""
     return -len(_prefix(pattern)), -sum(c not in "*?" for c in pattern)
@@ -110,9 +125,9 @@ class Table(Generic[T]):
                 globs.setdefault(pattern, Node()).add(tenants, value)
             else:
                 self._exact.setdefault(pattern.encode(), Node()).add(tenants, value)
-        self._globs: dict[str, list[tuple[re.Pattern[str], Node[T]]]] = {}  # by literal prefix, most specific first
+        self._globs: dict[str, list[tuple[Glob, Node[T]]]] = {}  # by literal prefix, most specific first
         for pattern in sorted(globs, key=specificity):
-            self._globs.setdefault(_prefix(pattern), []).append((glob_regex(pattern), globs[pattern]))
+            self._globs.setdefault(_prefix(pattern), []).append((Glob(pattern), globs[pattern]))
         self._lengths = sorted({len(prefix) for prefix in self._globs}, reverse=True)
 
     def find(self, model: bytes, tenant: str) -> T | None:
@@ -129,30 +144,37 @@ class Table(Generic[T]):
         for length in self._lengths:
             if length > len(name):
                 continue
-            for regex, node in self._globs.get(name[:length], ()):
+            for glob, node in self._globs.get(name[:length], ()):
                 value = node.shared if node.own is None else node.own.get(tenant, node.shared)
-                if value is not None and regex.fullmatch(name):
+                if value is not None and glob.matches(name):
                     return value
         return None
 
 
 class Router:
-    """The routes of one snapshot. Its only mutable part is a bounded memory of compiled scopes."""
+    """The routes of one snapshot. The table of an operation is made when the first request for it comes, so that a
+    reload of many routes keeps nobody waiting; besides, only a bounded memory of compiled scopes changes."""
 
-    __slots__ = ("_anywhere", "_matches", "_routes", "_scopes", "_tables")
+    __slots__ = ("_anywhere", "_providers", "_routes", "_scopes", "_tables")
 
     def __init__(self, snapshot: Snapshot) -> None:
-        providers = {provider.name: provider for provider in snapshot.providers}
+        self._providers = {provider.name: provider for provider in snapshot.providers}
         self._routes = snapshot.routes
-        self._matches: dict[Operation, list[Match]] = {}
-        self._tables: dict[Operation, Table[Match | Refused]] = {}
-        for operation, shape in OPERATIONS.items():
-            candidates = [r for r in snapshot.routes if not r.operations or operation in r.operations]
-            found = {r.name: _match(r, shape, providers) for r in candidates}
-            self._matches[operation] = [match for match in found.values() if isinstance(match, Match)]
-            self._tables[operation] = Table((m, r.tenants, found[r.name]) for r in candidates for m in r.models)
+        self._tables: dict[Operation, tuple[list[Match], Table[Match | Refused]]] = {}
         self._anywhere = Table((model, r.tenants, True) for r in snapshot.routes for model in r.models)
         self._scopes: dict[tuple[str, ...], Table[bool]] = {}
+
+    def _of(self, operation: Operation) -> tuple[list[Match], Table[Match | Refused]]:
+        """The matches of an operation, in the order of the configuration, and its table."""
+        made = self._tables.get(operation)
+        if made is None:
+            shape = OPERATIONS[operation]
+            candidates = [r for r in self._routes if not r.operations or operation in r.operations]
+            found = {r.name: _match(r, shape, self._providers) for r in candidates}
+            matches = [match for match in found.values() if isinstance(match, Match)]
+            table = Table((m, r.tenants, found[r.name]) for r in candidates for m in r.models)
+            made = self._tables[operation] = (matches, table)
+        return made
 
     def route(self, principal: Principal, operation: Operation, model: bytes) -> Match | Refused:
         """Where ``principal`` is to be served. The scope is asked first, so that a key learns nothing about models
@@ -161,7 +183,7 @@ class Router:
             return NOT_ALLOWED
         if principal.operations and operation not in principal.operations:
             return NOT_ALLOWED
-        found = self._tables[operation].find(model, principal.tenant)
+        found = self._of(operation)[1].find(model, principal.tenant)
         if found is None:
             return NOT_SUPPORTED if self._anywhere.find(model, principal.tenant) else NOT_FOUND
         return found
@@ -172,7 +194,7 @@ class Router:
         if principal.operations and operation not in principal.operations:
             return NOT_ALLOWED
         only = None
-        for match in self._matches[operation]:
+        for match in self._of(operation)[0]:
             if self._within(principal, match.route):
                 if only is not None:
                     return None

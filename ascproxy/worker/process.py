@@ -160,7 +160,7 @@ class Worker:
         try:
             match frame.kind:
                 case Kind.REVISION:
-                    self.take_revision(frame.descriptors[0], tickets_in(frame))
+                    await self.take_revision(frame.descriptors[0], tickets_in(frame))
                 case Kind.TICKETS:
                     self.path.use_tickets(tickets_in(frame))
                 case Kind.ADOPT:
@@ -181,7 +181,7 @@ class Worker:
             for descriptor in frame.descriptors:
                 os.close(descriptor)
 
-    def take_revision(self, descriptor: int, tickets: TicketKeys) -> None:
+    async def take_revision(self, descriptor: int, tickets: TicketKeys) -> None:
         """Build a revision and use it; on any error the old one stays, and the page says so.
 
         The access log is opened anew each time: a file that was rotated away is let go.
@@ -191,6 +191,7 @@ class Worker:
         try:
             found = read_snapshot(descriptor)
             sink = accesslog.open_sink(found.node.access_log)
+            await asyncio.sleep(0)  # thousands of routes take their time twice: let requests in between
             self.path.adopt(found, tickets)
         except AscproxyError:
             page.store(cells["revision_failed"], 1)
