@@ -212,7 +212,9 @@ typedef struct {
     bool strip;           /* usage was asked for here, not by the client */
     bool final;           /* the usage of all choices together has come */
     bool mid_event;       /* a part of the event under way has been sent */
-    bool ended;           /* what the client shall see is sent: nothing of the upstream's follows */
+    bool whole;           /* its terminator came, and nothing failed before it */
+    bool ended;           /* a terminator was kept back: nothing of the upstream's follows */
+    bool said;            /* the client was told how it ended */
 } asc_events;
 
 struct Stream {

@@ -66,11 +66,14 @@ static bool passes(Stream *s, bool was_terminated, char *region, uint64_t base)
     asc_events *e = &s->events;
     const sse_scanner *sse = &s->watch.sse;
     const json_facts *facts = json_answer_facts(&sse->json);
-    if (e->ended)
+    if (e->ended || e->whole)
         return false;
     bool failed = sse->error || sse->finish == FINISH_ABORT;
-    if (failed && sse->terminated && !was_terminated && sse->dialect != JSON_RESPONSES && sse->dialect != JSON_TGI)
-        return false; /* the terminator of an answer that is not complete */
+    if (failed && sse->terminated && !was_terminated && sse->dialect != JSON_RESPONSES && sse->dialect != JSON_TGI) {
+        e->ended = true; /* the terminator of an answer that is not complete */
+        return false;
+    }
+    e->whole = sse->terminated && !failed;
     if (sse->dialect != JSON_OPENAI)
         return true;
     count_choice(s, facts);
@@ -89,11 +92,11 @@ static bool passes(Stream *s, bool was_terminated, char *region, uint64_t base)
 const char *events_outcome(const Stream *s)
 {
     const sse_scanner *sse = &s->watch.sse;
+    if (s->events.whole)
+        return "complete";
     if (sse->error)
         return "upstream_failed";
-    if (sse->finish == FINISH_ABORT)
-        return "upstream_aborted";
-    return sse->terminated ? "complete" : "truncated";
+    return sse->finish == FINISH_ABORT ? "upstream_aborted" : "truncated";
 }
 
 /* The event that tells the client how its stream broke off, as parts. Where the dialect numbers its events (RESPONSES),
@@ -127,15 +130,17 @@ bool events_break(Stream *s, enum ending ending)
     struct iovec parts[3];
     char number[24];
     int n = 0;
+    if (sse->finish == FINISH_ABORT)
+        ending = END_ABORTED; /* that it gave up came before it broke off */
     const char *outcome = ending_outcome(ending);
-    if (sse->terminated || sse->error || e->ended) {
+    if (e->whole || sse->error || e->said) {
         outcome = events_outcome(s); /* it has been said; only the framing's end is missing */
     } else {
         n = e->mid_event ? 0 : last_event(s, ending, parts, number);
         if (n == 0)
             return false;
     }
-    e->ended = true;
+    e->ended = e->said = true;
     Py_INCREF(s);
     (void)stream_send_parts(s, parts, n, true);
     if (s->phase == PHASE_RELAY)
@@ -239,10 +244,11 @@ static int relay_region(Stream *s, char *region, size_t size, size_t seen, bool 
         }
         at = stop;
     }
-    if (end && at < size && !sse->terminated && ends_well(sse)) { /* a terminator without the empty line behind it */
+    if (end && at < size && !sse->terminated && !sse->error && sse->finish != FINISH_ABORT && ends_well(sse)) { /* a terminator without the empty line behind it */
         memmove(region + kept, region + at, size - at);
         kept += size - at;
         at = size;
+        e->whole = true;
     }
     if (size - at > HOLD_BYTES && !end) { /* an event too long to wait for */
         size_t stop = size - TAIL_KEPT;
@@ -288,19 +294,17 @@ static int relay_region(Stream *s, char *region, size_t size, size_t seen, bool 
     struct iovec own[3];
     char number[24];
     int n_own = 0;
-    if (!e->ended && !sse->error && (end || sse->terminated)) {
-        bool aborted = sse->finish == FINISH_ABORT;
-        if (aborted || (end && !sse->terminated)) {
-            n_own = e->mid_event ? 0 : last_event(s, aborted ? END_ABORTED : END_TRUNCATED, own, number);
-            if (n_own == 0 && !sse->terminated) { /* no word for it in this dialect: the framing must say it */
-                (void)send_events(s, region, kept, NULL, 0, false);
-                if (s->phase == PHASE_RELAY)
-                    stream_failed(s, "truncated");
-                return 0;
-            }
+    bool aborted = sse->finish == FINISH_ABORT;
+    if (!e->said && !e->whole && !sse->error && (e->ended || end)) {
+        n_own = e->mid_event ? 0 : last_event(s, aborted ? END_ABORTED : END_TRUNCATED, own, number);
+        if (n_own == 0) { /* no word for it in this dialect: the framing must say it */
+            (void)send_events(s, region, kept, NULL, 0, false);
+            if (s->phase == PHASE_RELAY)
+                stream_failed(s, "truncated");
+            return 0;
         }
+        e->said = true;
     }
-    e->ended |= end || (sse->terminated && (sse->error || sse->finish == FINISH_ABORT));
     return send_events(s, region, kept, own, n_own, end);
 }
 

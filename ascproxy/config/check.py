@@ -234,8 +234,9 @@ def _check_resources(
     document, folder = sheet.document, sheet.document.file.parent
     for name, credential in file.credentials.items():
         _check_credential(document, ("credentials", name, "from"), credential.from_, environ, starting)
+    contexts: dict[tuple[str | None, ...], str] = {}
     for name, provider in file.providers.items():
-        _check_provider(document, folder, ("providers", name), provider, file)
+        _check_provider(document, folder, ("providers", name), provider, file=file, contexts=contexts)
     for name, route in file.routes.items():
         at: Location = ("routes", name)
         for number, operation in enumerate(route.operations):
@@ -293,8 +294,15 @@ def _check_secret(document: Document, at: Location, path: Path) -> None:
 
 
 def _check_provider(
-    document: Document, folder: Path, at: Location, provider: ProviderSection, file: ResourcesFile
+    document: Document,
+    folder: Path,
+    at: Location,
+    provider: ProviderSection,
+    *,
+    file: ResourcesFile,
+    contexts: dict[tuple[str | None, ...], str],
 ) -> None:
+    """``contexts``: what is wrong, if anything, with the files of contexts that were tried already."""
     if provider.credential is not None and provider.credential not in file.credentials:
         known = ", ".join(file.credentials) or "none yet"
         reason = f"there is no credential {provider.credential}; credentials: {known}"
@@ -321,14 +329,28 @@ def _check_provider(
         document.report((*at, "tls"), "has no effect: no endpoint is https", Severity.WARNING)
     if (tls.certificate is None) != (tls.key is None):
         document.report((*at, "tls"), "certificate and key come together; one of them is missing")
-    elif _all_readable(document, (*at, "tls"), files):
-        try:
-            paths = {name: str(path) for name, path in files.items()}
-            _native.TlsContext.client(ca=paths.get("ca"), certificate=paths.get("certificate"), key=paths.get("key"))
-        except _native.TlsError as error:
-            document.report((*at, "tls"), str(error))
+    elif (files or secure) and _all_readable(document, (*at, "tls"), files):
+        paths = {name: str(path) for name, path in files.items()}
+        wrong = _try_context(contexts, paths.get("ca"), paths.get("certificate"), paths.get("key"))
+        if wrong:
+            document.report((*at, "tls"), wrong)
     if "key" in files:
         _warn_if_open(document, (*at, "tls", "key"), files["key"])
+
+
+def _try_context(
+    contexts: dict[tuple[str | None, ...], str], ca: str | None, certificate: str | None, key: str | None
+) -> str:
+    """What is wrong with these files, "" for nothing. Tried once: reading the system's authorities takes 30 ms."""
+    found = contexts.get((ca, certificate, key))
+    if found is None:
+        try:
+            _native.TlsContext.client(ca=ca, certificate=certificate, key=key)
+            found = ""
+        except _native.TlsError as error:
+            found = str(error)
+        contexts[ca, certificate, key] = found
+    return found
 
 
 def split_endpoint(url: str) -> SplitResult:

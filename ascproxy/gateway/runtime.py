@@ -15,7 +15,7 @@ from ascproxy.gateway.meter import Meter
 from ascproxy.gateway.rewrite import Native
 from ascproxy.gateway.router import Match, Router
 from ascproxy.model.node import Limits
-from ascproxy.model.provider import Endpoint, Provider
+from ascproxy.model.provider import Endpoint, Provider, UpstreamTls
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.upstream.connection import Address
 from ascproxy.upstream.pool import Pool
@@ -75,6 +75,7 @@ class Runtime:
 
     __slots__ = (
         "_addresses",
+        "_contexts",
         "_meter",
         "_names",
         "_native",
@@ -113,6 +114,7 @@ class Runtime:
         self._response_names = native.Names(rewrite.RESPONSE_HEADERS)
         self._secrets: dict[str, Secret] = {}
         self._names: dict[str, Names] = {}
+        self._contexts: dict[UpstreamTls, TlsContext] = {}
         self._addresses: dict[int, tuple[Pool, Address]] = {}
         self.pools: list[Pool] = []
         self._plaintext: dict[PoolKey, Pool] = {}
@@ -127,7 +129,7 @@ class Runtime:
         for provider in snapshot.providers:
             try:
                 self._names[provider.name] = rewrite.request_names(native, provider)
-                self._admit(provider, _tls(native, provider), before)
+                self._admit(provider, self._tls(provider), before)
             except AscproxyError as error:
                 wrong.append(str(error))
         if wrong:
@@ -186,6 +188,20 @@ class Runtime:
                 ),
             )
 
+    def _tls(self, provider: Provider) -> TlsContext | None:
+        """Providers with the same files share a context: reading the system's authorities takes 30 ms."""
+        if all(endpoint.scheme == "http" for endpoint in provider.endpoints):
+            return None
+        tls = provider.tls
+        context = self._contexts.get(tls)
+        if context is None:
+            try:
+                context = self._native.TlsContext.client(ca=tls.ca, certificate=tls.certificate, key=tls.key)
+            except (self._native.TlsError, OSError) as error:
+                raise AscproxyError(f"provider {provider.name}: tls: {error}") from error
+            self._contexts[tls] = context
+        return context
+
     def _pool(self, provider: Provider, endpoint: Endpoint, before: Runtime | None) -> Pool:
         if endpoint.scheme == "https":
             pool = Pool(provider.pool_idle_ms)
@@ -198,13 +214,3 @@ class Runtime:
             kept = self._plaintext[key] = kept if kept is not None else Pool(provider.pool_idle_ms)
             self.pools.append(kept)
         return kept
-
-
-def _tls(native: Native, provider: Provider) -> TlsContext | None:
-    if all(endpoint.scheme == "http" for endpoint in provider.endpoints):
-        return None
-    tls = provider.tls
-    try:
-        return native.TlsContext.client(ca=tls.ca, certificate=tls.certificate, key=tls.key)
-    except (native.TlsError, OSError) as error:
-        raise AscproxyError(f"provider {provider.name}: tls: {error}") from error

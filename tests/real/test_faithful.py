@@ -146,7 +146,10 @@ def test_an_answer_is_what_vllm_sent_and_counted_as_it_says(gateway: Service, vl
     name = uuid.uuid4().hex
     ours = gateway.ask(path, body, x_request_id=name)
     assert (its[0], ours[0]) == (status, status), ours[2]
-    assert plain(ours[2]) == plain(its[2])
+    if "stream" in members and "stream_options" not in members:  # where usage was that only the gateway asked for
+        assert plain(ours[2]).replace(b" ", b"") == plain(its[2]).replace(b" ", b"")
+    else:
+        assert plain(ours[2]) == plain(its[2])
     assert ours[1]["content-type"] == its[1]["content-type"]
     assert ours[1]["x-request-id"] == name
     assert not {"server", "vary", "x-ascproxy-error", "set-cookie"} & set(ours[1])
@@ -157,6 +160,10 @@ def test_an_answer_is_what_vllm_sent_and_counted_as_it_says(gateway: Service, vl
     says = usage(ours[2])
     if says is not None:
         assert (line["tokens_in"], line["tokens_out"]) == says
+    elif "stream" in members and path in (CHAT, "/v1/completions") and status == 200:
+        assert line["tokens_in"] > 0
+        assert line["tokens_out"] > 0
+        assert line["usage_source"] == "reported"
     else:
         assert "tokens_in" not in line
 
