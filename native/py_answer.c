@@ -146,7 +146,8 @@ void stream_answer(Stream *s, const char *bytes, http1_head *head)
     s->upstream_status = head->status;
     s->held_head = head;
     s->held_bytes = bytes;
-    if (head->status == 401 || head->status == 403 || head->status == 429 || head->status >= 500) {
+    unsigned status = head->status; /* 424: TGI whose shard has died */
+    if (status == 401 || status == 403 || status == 424 || status == 429 || status >= 500) {
         s->phase = PHASE_DECIDING;
         s->held = true;
         s->failure = "";
@@ -158,7 +159,8 @@ void stream_answer(Stream *s, const char *bytes, http1_head *head)
     }
     s->held_head = NULL;
     s->held_bytes = NULL;
-    if (s->phase == PHASE_RELAY) {
+    if (s->phase == PHASE_RELAY) { /* begun, but not with the client yet */
+        s->phase = PHASE_HOLD;
         s->status = head->status;
         s->t_first = s->t_last = asc_now();
         start_watch(s, bytes, head);
@@ -178,6 +180,16 @@ int stream_relay(Stream *s, char *data, size_t len, bool end)
 {
     if (s->scanner == SCANNER_SSE)
         return events_relay(s, data, len, end);
+    if (s->phase == PHASE_HOLD) {
+        if (len == 0 && !end) {
+            if (!events_hold(s, NULL, 0))
+                stream_failed(s, "reset");
+            return 0;
+        }
+        s->phase = PHASE_RELAY;
+        asc_buffer early = events_release(s);
+        buffer_free(&early);
+    }
     if (len) {
         if (s->scanner == SCANNER_JSON)
             (void)json_answer_feed(&s->watch.json, data, len);

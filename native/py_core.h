@@ -192,7 +192,7 @@ enum stream_phase {
     PHASE_BODY,     /* collecting the request */
     PHASE_DECIDING, /* the walk's turn */
     PHASE_WAIT,     /* sent, no answer yet */
-    PHASE_HOLD,     /* an event stream has begun, without content yet: nothing was sent to the client */
+    PHASE_HOLD,     /* an answer has begun, without content yet: nothing was sent to the client */
     PHASE_RELAY,
     PHASE_FLUSH,    /* all is written, the client drains */
     PHASE_DONE,
@@ -204,7 +204,7 @@ enum usage_source { USAGE_NONE, USAGE_REPORTED, USAGE_PARTIAL, USAGE_COUNTED };
 
 /* What is kept of an event stream on its way to the client: py_events.c. */
 typedef struct {
-    asc_buffer early;     /* in PHASE_HOLD: the head of the answer, then events */
+    asc_buffer early;     /* in PHASE_HOLD: the head of the answer (of any answer), then events */
     asc_buffer partial;   /* the start of an event whose end has not come */
     size_t head_len;      /* of early */
     uint32_t *per_choice; /* completion tokens by choice, where there are several; owned */
@@ -321,6 +321,8 @@ PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs);
 /* py_events.c */
 void events_start(Stream *s);
 void events_drop(Stream *s);
+bool events_hold(Stream *s, const char *bytes, size_t len);
+asc_buffer events_release(Stream *s);
 int events_relay(Stream *s, char *data, size_t len, bool end);
 bool events_break(Stream *s, enum ending ending);
 const char *events_outcome(const Stream *s);

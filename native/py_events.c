@@ -4,7 +4,7 @@
  * how the stream broke off. Three things are done to them on the way.
  *
  *   held     until the first content: a failure before it is answered by another target or by an error, and the client
- *            never learns of the attempt (PHASE_HOLD)
+ *            never learns of the attempt (PHASE_HOLD, which ends with the first byte of other answers)
  *   stripped of usage that we asked for and the client did not: a member is overwritten with spaces, the event that
  *            holds nothing else is left out
  *   ended    after an error or an abort without the terminator that would make it look complete
@@ -20,12 +20,10 @@ enum {
     CHOICES_MAX = 128,
 };
 
-/* The answer is an event stream that is understood: nothing is sent before content. Its head is in core->heads. */
+/* The answer is an event stream that is understood. Its head is in core->heads. */
 void events_start(Stream *s)
 {
-    events_drop(s);
     s->events.strip = s->plan->strip && s->plan->ask != NULL && s->json_done && s->json.include_usage != 1;
-    s->phase = PHASE_HOLD;
 }
 
 void events_drop(Stream *s)
@@ -59,21 +57,37 @@ static void count_choice(Stream *s, const json_facts *facts)
     e->per_choice[facts->index] = facts->usage_out > UINT32_MAX ? UINT32_MAX : (uint32_t)facts->usage_out;
 }
 
-/* What the event that ended last means for the client: true when it is to be passed on. `region` begins at offset `base`
- * of the stream. */
-static bool passes(Stream *s, bool was_terminated, char *region, uint64_t base)
+/* The event that ended last is the terminator of an answer that is not complete. `was_error`: an error came before it. */
+static bool lies(sse_scanner *sse, bool was_error)
 {
-    asc_events *e = &s->events;
-    const sse_scanner *sse = &s->watch.sse;
     const json_facts *facts = json_answer_facts(&sse->json);
-    if (e->ended || e->whole)
-        return false;
-    bool failed = sse->error || sse->finish == FINISH_ABORT;
-    if (failed && sse->terminated && !was_terminated && sse->dialect != JSON_RESPONSES && sse->dialect != JSON_TGI) {
-        e->ended = true; /* the terminator of an answer that is not complete */
+    switch ((enum json_dialect)sse->dialect) {
+    case JSON_OPENAI:
+        return sse->error || sse->finish == FINISH_ABORT;
+    case JSON_MESSAGES:
+        if (sse->finish == FINISH_NONE)
+            sse->finish = FINISH_ABORT; /* every complete message has a reason why it stopped; vLLM's aborted ones have none */
+        return sse->error || sse->finish == FINISH_ABORT;
+    case JSON_RESPONSES: /* response.failed says so itself */
+        return (was_error && facts->finish != FINISH_ERROR) || sse->finish == FINISH_ABORT;
+    default:
         return false;
     }
-    e->whole = sse->terminated && !failed;
+}
+
+/* What the event that ended last means for the client: true when it is to be passed on. `region` begins at offset `base`
+ * of the stream. */
+static bool passes(Stream *s, bool was_error, char *region, uint64_t base)
+{
+    asc_events *e = &s->events;
+    sse_scanner *sse = &s->watch.sse;
+    const json_facts *facts = json_answer_facts(&sse->json);
+    if (sse->terminated) {
+        e->ended = lies(sse, was_error);
+        e->whole = !e->ended && !sse->error;
+        if (e->ended)
+            return false;
+    }
     if (sse->dialect != JSON_OPENAI)
         return true;
     count_choice(s, facts);
@@ -151,8 +165,8 @@ bool events_break(Stream *s, enum ending ending)
 
 /* ---- on its way --------------------------------------------------------------------------------------------------- */
 
-/* In PHASE_HOLD: keep what may yet be taken back. */
-static bool hold(Stream *s, const char *bytes, size_t len)
+/* In PHASE_HOLD: keep what may yet be taken back, the head first. */
+bool events_hold(Stream *s, const char *bytes, size_t len)
 {
     asc_events *e = &s->events;
     if (s->head_out) {
@@ -162,6 +176,21 @@ static bool hold(Stream *s, const char *bytes, size_t len)
         s->head_out = 0;
     }
     return len == 0 || buffer_append(&e->early, bytes, len, 0);
+}
+
+/* Put the head that was held back to where it was when it came. What was held behind it becomes the caller's. */
+asc_buffer events_release(Stream *s)
+{
+    asc_events *e = &s->events;
+    asc_buffer early = e->early;
+    e->early = (asc_buffer){0};
+    if (early.len) {
+        memcpy(s->core->heads, early.bytes + early.off, e->head_len);
+        s->head_out = e->head_len;
+        early.off += e->head_len;
+        early.len -= e->head_len;
+    }
+    return early;
 }
 
 /* An error came before content. The walk may ask elsewhere, or pass on what came: true in that case. */
@@ -189,13 +218,9 @@ static int send_events(Stream *s, char *bytes, size_t len, const struct iovec *o
         return stream_send(s, bytes, len, end);
     struct iovec parts[5];
     int n = 0;
-    asc_buffer early = e->early; /* sending may end the exchange */
-    e->early = (asc_buffer){0};
-    if (early.len) {
-        memcpy(s->core->heads, early.bytes + early.off, e->head_len); /* where the head was when it came */
-        s->head_out = e->head_len;
-        parts[n++] = (struct iovec){early.bytes + early.off + e->head_len, early.len - e->head_len};
-    }
+    asc_buffer early = events_release(s); /* sending may end the exchange */
+    if (early.len)
+        parts[n++] = (struct iovec){early.bytes + early.off, early.len};
     parts[n++] = (struct iovec){bytes, len};
     memcpy(parts + n, own, (size_t)n_own * sizeof *own);
     int result = stream_send_parts(s, parts, n + n_own, end);
@@ -223,12 +248,12 @@ static int relay_region(Stream *s, char *region, size_t size, size_t seen, bool 
     const uint64_t now = asc_now(), events = sse->events;
     size_t kept = 0, at = 0; /* region[0..kept) is to be sent; region[at..) has not been looked at */
     sse->progress = false;
-    for (size_t used; seen < size; seen += used) {
-        bool was_terminated = sse->terminated;
+    for (size_t used; seen < size && !sse->terminated; seen += used) {
+        bool was_error = sse->error;
         if (!sse_next(sse, region + seen, size - seen, &used))
             continue;
         size_t stop = seen + used;
-        if (passes(s, was_terminated, region, base)) {
+        if (passes(s, was_error, region, base)) {
             if (kept != at)
                 memmove(region + kept, region + at, stop - at);
             kept += stop - at;
@@ -236,15 +261,21 @@ static int relay_region(Stream *s, char *region, size_t size, size_t seen, bool 
         e->mid_event = false;
         at = stop;
     }
+    if (sse->terminated) { /* whatever follows it is not looked at */
+        if (!e->ended) {
+            memmove(region + kept, region + at, size - at);
+            kept += size - at;
+        }
+        at = size;
+    }
     if (sse->boundary > base + at) { /* comments, or the second half of a line end */
         size_t stop = (size_t)(sse->boundary - base);
-        if (!e->ended) {
-            memmove(region + kept, region + at, stop - at);
-            kept += stop - at;
-        }
+        memmove(region + kept, region + at, stop - at);
+        kept += stop - at;
         at = stop;
     }
-    if (end && at < size && !sse->terminated && !sse->error && sse->finish != FINISH_ABORT && ends_well(sse)) { /* a terminator without the empty line behind it */
+    bool good = !sse->error && sse->finish != FINISH_ABORT;
+    if (end && at < size && !sse->terminated && good && ends_well(sse)) {
         memmove(region + kept, region + at, size - at);
         kept += size - at;
         at = size;
@@ -271,7 +302,7 @@ static int relay_region(Stream *s, char *region, size_t size, size_t seen, bool 
     if (s->phase == PHASE_HOLD) {
         bool nothing = !sse->content && !sse->terminated && !e->mid_event;
         if (!sse->content && sse->error) {
-            if (!hold(s, region, kept)) {
+            if (!events_hold(s, region, kept)) {
                 stream_failed(s, "reset");
                 return -1;
             }
@@ -282,7 +313,7 @@ static int relay_region(Stream *s, char *region, size_t size, size_t seen, bool 
             stream_failed(s, "truncated");
             return 0;
         } else if (nothing && sse->events < HOLD_EVENTS && e->early.len + kept < HOLD_BYTES) {
-            if (!hold(s, region, kept)) {
+            if (!events_hold(s, region, kept)) {
                 stream_failed(s, "reset");
                 return -1;
             }

@@ -252,7 +252,7 @@ static void up_answer(Upstream *u, Stream *s, char *bytes, size_t len)
         u->keep_alive = head->keep_alive && head->framing != HTTP1_TO_CLOSE;
         chunk_init(&u->chunk);
         stream_answer(s, bytes, head);
-        if (u->stream != s || (s->phase != PHASE_RELAY && s->phase != PHASE_HOLD)) {
+        if (u->stream != s || s->phase != PHASE_HOLD) {
             if (u->stream == s)
                 up_release(s); /* the walk went another way, perhaps in a task: this answer is not wanted */
             buffer_free(&u->partial);
