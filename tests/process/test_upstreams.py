@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from itertools import count, groupby
 
 import pytest
 
-from tests.kit.failure_table import FAILURES, PAGE, Case, Moment, Seen, cases, page
+from tests.kit.failure_table import BROKEN_OFF, CUT, MALFORMED, TRUNCATED, Case, Seen, cases
 from tests.kit.failures import CHAT, DIALECTS, TGI, Dialect, Got, Place
 from tests.kit.service import wait_for
 
+CHUNK = 61  # bytes: shorter than an event, and no divisor of any
 RETRY_COSTS = 12  # requests, and a little more: the budget for retries is a tenth of them
 CASES = [pytest.param(case, id=case.id) for case in cases()]
 
@@ -101,12 +103,25 @@ def test_a_stream_is_complete_with_its_terminator(place: Place, dialect: Dialect
             assert place.ask(client, dialect, "first").good
 
 
-def test_the_page_is_current() -> None:
-    assert PAGE.read_text(encoding="utf-8") == page(), "docs/failures.md: python -m tests.kit.failure_table"
-
-
-def test_every_failure_has_a_cell_in_every_dialect() -> None:
-    """A row that is None everywhere, or a dialect that no row reaches, would be a table that proves nothing."""
-    for failure in FAILURES:
-        for dialect in DIALECTS:
-            assert any(failure.seen(dialect, moment) for moment in Moment), (failure.title, dialect.name)
+@pytest.mark.parametrize("way", ["truncate", "bad-chunk"])
+@pytest.mark.parametrize("dialect", [pytest.param(d, id=d.name) for d in DIALECTS])
+def test_a_stream_may_break_off_anywhere(place: Place, dialect: Dialect, way: str) -> None:
+    """Between events and inside of them: first it is refused, from its content on it is told, and only the terminator
+    makes it an answer. No client is handed half an event (``Got.events`` would not read it)."""
+    first, refused = place.first[dialect.type], {"truncate": BROKEN_OFF, "bad-chunk": MALFORMED}[way]
+    first.set(chunk=CHUNK)
+    try:
+        stages = []
+        with closing(place.client()) as client:
+            for n in count():
+                got = place.ask(client, dialect, f"first!{way}:{n}", stream=True)
+                if got.good:
+                    break
+                stages.append(got.code == "")
+                if got.code:
+                    check(got, refused)
+                else:
+                    check(got, TRUNCATED if dialect.tells else CUT)
+    finally:
+        first.set(chunk=0)
+    assert [told for told, _ in groupby(stages)] == [False, True]
