@@ -34,6 +34,7 @@ TYPES = {"truncated": "api_error", "upstream_timeout": "timeout_error", "upstrea
 class Dialect:
     """One wire. ``before`` and ``after``: how many events of the simulator hold no content, and some content.
 
+    ``refuses``: whether an answer is a refusal with that code, as the dialect has them.
     ``tells``: what an event of ours says of each way to end, our code or the dialect's type; empty where there is none.
     """
 
@@ -48,6 +49,7 @@ class Dialect:
     delta: Callable[[Event], str]
     terminates: Callable[[Event], bool]
     error: Callable[[Event], dict[str, Any] | None]
+    refuses: Callable[[Any, str], bool]
     tells: Mapping[str, str]
 
 
@@ -57,6 +59,10 @@ def _words(text: str) -> list[dict[str, str]]:
 
 def _openai_error(event: Event) -> dict[str, Any] | None:
     return event[1].get("error") if isinstance(event[1], dict) else None
+
+
+def _openai_refusal(answer: Any, code: str) -> bool:
+    return bool(answer["error"]["code"] == code and answer["error"]["type"] == "server_error")
 
 
 def _choice(event: Event) -> dict[str, Any]:
@@ -76,6 +82,7 @@ CHAT = Dialect(
     delta=lambda event: _choice(event).get("delta", {}).get("content") or "",
     terminates=lambda event: event[1] == "[DONE]",
     error=_openai_error,
+    refuses=_openai_refusal,
     tells=CODES,
 )
 COMPLETIONS = Dialect(
@@ -90,6 +97,7 @@ COMPLETIONS = Dialect(
     delta=lambda event: _choice(event).get("text") or "",
     terminates=lambda event: event[1] == "[DONE]",
     error=_openai_error,
+    refuses=_openai_refusal,
     tells=CODES,
 )
 RESPONSES = Dialect(
@@ -104,6 +112,7 @@ RESPONSES = Dialect(
     delta=lambda event: event[1]["delta"] if event[0] == "response.output_text.delta" else "",
     terminates=lambda event: event[0] in ("response.completed", "response.incomplete"),
     error=lambda event: event[1]["response"]["error"] if event[0] == "response.failed" else None,
+    refuses=_openai_refusal,
     tells=CODES,
 )
 MESSAGES = Dialect(
@@ -118,6 +127,7 @@ MESSAGES = Dialect(
     delta=lambda event: event[1]["delta"]["text"] if event[0] == "content_block_delta" else "",
     terminates=lambda event: event[0] == "message_stop",
     error=lambda event: event[1]["error"] if event[0] == "error" else None,
+    refuses=lambda answer, _: answer["type"] == "error" and answer["error"]["type"] in ("api_error", "timeout_error"),
     tells=TYPES,
 )
 TGI = Dialect(
@@ -132,6 +142,7 @@ TGI = Dialect(
     delta=lambda event: event[1].get("token", {}).get("text", ""),
     terminates=lambda event: bool(event[1].get("generated_text")),
     error=lambda event: {"message": event[1]["error"], **event[1]} if event[1].get("error") else None,
+    refuses=lambda answer, code: isinstance(answer["error"], str) and answer["error_type"] == code,
     tells={},
 )
 DIALECTS = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, TGI)
