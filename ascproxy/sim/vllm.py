@@ -364,7 +364,7 @@ class VLLM:
     def _embeddings(self, job: Job) -> Answer:
         inputs = self._inputs(job.body["input"])
         wanted = job.body.get("dimensions") or embeddings.DIMENSIONS
-        if not isinstance(wanted, int) or not 1 <= wanted <= 8192:
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= 8192:
             invalid("int_type", "body.dimensions", "Input should be a valid integer", str(wanted)[:40])
         longest = max(map(text.count, inputs))
         tokens = sum(map(text.count, inputs))

@@ -69,6 +69,14 @@ class Simulator:
         assert isinstance(stats, dict)
         return stats
 
+    def set(self, **changes: Any) -> None:
+        """Settings of the running simulator, as ``PUT /sim/settings`` takes them."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        connection.request("PUT", "/sim/settings", json.dumps(changes))
+        answer = connection.getresponse()
+        assert answer.status == 200, answer.read()
+        connection.close()
+
     def stop(self) -> None:
         self.process.kill()
         self.process.wait()

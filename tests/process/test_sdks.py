@@ -280,9 +280,139 @@ def test_errors_of_the_model_server_are_the_sdks_own(tmp_path: Path) -> None:
         assert refused.value.code == "upstream_credential"
         with pytest.raises(openai.APIError):
             list(ask("error-frame:2", stream=True))
-        with pytest.raises(openai.APIConnectionError):  # a broken stream is no short answer
-            list(ask("truncate:2", stream=True))
         assert ask("1xx:2").choices
+
+
+# ---- broken off ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def failing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Service, Simulator]]:
+    """Failures by the model's name; a server may be silent for a moment only."""
+
+    def hurry(document: dict[str, Any]) -> None:
+        for provider in document["providers"].values():
+            provider["timeouts"] = {"between_tokens": "150ms"}
+
+    with first_light(
+        tmp_path_factory.mktemp("failing"), "--rate", "0", models=["sim-chat", "sim-chat!*"], resources=hurry
+    ) as pair:
+        yield pair
+
+
+@pytest.fixture(scope="module")
+def broken_ai(failing: tuple[Service, Simulator]) -> Iterator[openai.OpenAI]:
+    url = f"http://127.0.0.1:{failing[0].http_port}/v1"
+    with openai.OpenAI(base_url=url, api_key=failing[0].key, max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def broken_claude(failing: tuple[Service, Simulator]) -> Iterator[anthropic.Anthropic]:
+    url = f"http://127.0.0.1:{failing[0].http_port}"
+    with anthropic.Anthropic(base_url=url, api_key=failing[0].key, max_retries=0) as client:
+        yield client
+
+
+def until_it_breaks(stream: Any, error: type[Exception]) -> tuple[list[Any], Any]:
+    """What the iteration handed out, and what it raised then."""
+    came = []
+    with pytest.raises(error) as caught:
+        for event in stream:
+            came.append(event)
+    return came, caught.value
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        ("truncate:3", "truncated"),
+        ("reset:3", "truncated"),
+        ("bad-chunk:3", "truncated"),
+        ("stall:3", "upstream_timeout"),
+        ("abort", "upstream_aborted"),
+    ],
+)
+def test_a_broken_stream_raises(broken_ai: openai.OpenAI, failure: str, code: str) -> None:
+    model = f"sim-chat!{failure}"
+    chat = broken_ai.chat.completions.create(model=model, messages=MESSAGES, stream=True)
+    came, error = until_it_breaks(chat, openai.APIError)
+    assert any(chunk.choices and chunk.choices[0].delta.content for chunk in came)
+    assert error.code == code
+    came, error = until_it_breaks(
+        broken_ai.completions.create(model=model, prompt="light", stream=True), openai.APIError
+    )
+    assert came[0].choices[0].text
+    assert error.code == code
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [("truncate:6", "truncated"), ("bad-chunk:6", "truncated"), ("stall:6", "upstream_timeout")],
+)
+def test_a_broken_response_ends_as_failed(broken_ai: openai.OpenAI, failure: str, code: str) -> None:
+    """This SDK raises nothing by itself here: the last event says it, and none says that the response is complete."""
+    model = f"sim-chat!{failure}"
+    with broken_ai.responses.create(model=model, input="light", stream=True) as stream:
+        came = list(stream)
+    assert [event.sequence_number for event in came] == list(range(len(came)))
+    assert "response.completed" not in [event.type for event in came]
+    assert came[-1].type == "response.failed"
+    assert came[-1].response.error is not None
+    assert came[-1].response.error.code == code
+    with broken_ai.responses.stream(model=model, input="light") as helped, pytest.raises(RuntimeError):
+        helped.get_final_response()
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [("truncate:4", "api_error"), ("bad-chunk:4", "api_error"), ("stall:4", "timeout_error")],
+)
+def test_a_broken_message_raises(broken_claude: anthropic.Anthropic, failure: str, kind: str) -> None:
+    asked = {"model": f"sim-chat!{failure}", "max_tokens": 64, "messages": MESSAGES}
+    came, error = until_it_breaks(broken_claude.messages.create(**asked, stream=True), anthropic.APIStatusError)
+    assert came[-1].type == "content_block_delta"
+    assert error.body["error"]["type"] == kind
+    with broken_claude.messages.stream(**asked) as helped:
+        words, error = until_it_breaks(helped.text_stream, anthropic.APIStatusError)
+    assert "".join(words)
+    assert error.body["error"]["type"] == kind
+
+
+def test_a_stream_that_breaks_before_content_is_an_error_answer(
+    broken_ai: openai.OpenAI, broken_claude: anthropic.Anthropic
+) -> None:
+    """Nothing has been handed out, so the SDK may ask again, and does unless it is told not to."""
+    with pytest.raises(openai.InternalServerError) as caught:
+        broken_ai.chat.completions.create(model="sim-chat!truncate:1", messages=MESSAGES, stream=True)
+    assert (caught.value.status_code, caught.value.code) == (502, "upstream_unreachable")
+    with pytest.raises(openai.InternalServerError) as caught:
+        broken_ai.responses.create(model="sim-chat!stall:4", input="light", stream=True)
+    assert (caught.value.status_code, caught.value.code) == (504, "upstream_timeout")
+    with pytest.raises(anthropic.APIStatusError) as refused:
+        broken_claude.messages.create(model="sim-chat!truncate:2", max_tokens=64, messages=MESSAGES, stream=True)
+    assert refused.value.status_code == 502
+    assert refused.value.response.headers["x-ascproxy-error"] == "upstream_unreachable"
+
+
+def test_an_answer_that_is_cut_is_a_connection_error(
+    failing: tuple[Service, Simulator], broken_ai: openai.OpenAI, broken_claude: anthropic.Anthropic
+) -> None:
+    model = "sim-chat!truncate:3"
+    with pytest.raises(openai.APIConnectionError):
+        broken_ai.chat.completions.create(model=model, messages=MESSAGES)
+    with pytest.raises(openai.APIConnectionError):
+        broken_ai.responses.create(model=model, input="light")
+    with pytest.raises(anthropic.APIConnectionError):
+        broken_claude.messages.create(model=model, max_tokens=64, messages=MESSAGES)
+    before = failing[1].stats()["requests"]
+    with pytest.raises(openai.APIConnectionError):
+        broken_ai.with_options(max_retries=1).chat.completions.create(model=model, messages=MESSAGES)
+    assert failing[1].stats()["requests"] - before == 2  # the SDK asks again by itself
+    before = failing[1].stats()["requests"]
+    with pytest.raises(openai.APIError):
+        list(broken_ai.with_options(max_retries=1).chat.completions.create(model=model, messages=MESSAGES, stream=True))
+    assert failing[1].stats()["requests"] - before == 1  # but not once a stream has begun
 
 
 def test_a_stream_that_is_left_stops_the_model_server(tmp_path: Path) -> None:
