@@ -128,7 +128,7 @@ static int last_event(const Stream *s, enum ending ending, struct iovec parts[3]
         return 1;
     }
     asc_writer w = {.at = number, .end = number + 24};
-    put_u64(&w, s->watch.sse.events);
+    put_u64(&w, s->watch.sse.events - s->events.ended); /* a terminator that was kept back has not taken its number */
     parts[0] = (struct iovec){bytes, (size_t)(mark - bytes)};
     parts[1] = (struct iovec){number, (size_t)(w.at - number)};
     parts[2] = (struct iovec){mark + 1, len - parts[0].iov_len - 1};

@@ -112,7 +112,8 @@ FAILURES = (
         FELL_SILENT,
         at="stalled",
     ),
-    # Not here yet: unary with nothing of the body. Its head has left by then, so that it is a cut answer and no 502.
+    Failure("sends a head, then nothing of a body in one piece", ("stall:0",), TIMEOUT, None, at="stalled"),
+    Failure("sends a head and closes, without a body in one piece", ("truncate:0",), BROKEN_OFF, None),
     Failure("breaks off: closed or reset", ("truncate:{n}", "reset:{n}"), CUT, BROKEN_OFF, TRUNCATED),
     Failure("limits the rate: 429", ("rate-limited:7",), LIMITED, LIMITED),
     Failure(
@@ -127,8 +128,7 @@ FAILURES = (
         ("error",),
         ERROR,
         ERROR,
-        # 424 is neither 429 nor 5xx, so nobody else is asked
-        but={(TGI, Moment.UNARY): Seen(424, kept=True), (TGI, Moment.BEFORE): ERROR_EVENT},
+        but={(TGI, Moment.UNARY): _definite(424), (TGI, Moment.BEFORE): ERROR_EVENT},
     ),
     Failure("refuses our credential: 401, 403", ("unauthorized",), CREDENTIAL, CREDENTIAL),
     Failure("sends an error event in a stream of status 200", ("error-frame:{n}",), None, ERROR_EVENT, THEIRS),
@@ -141,14 +141,10 @@ FAILURES = (
         but={
             (TGI, Moment.UNARY): ERROR,
             (TGI, Moment.AFTER): THEIRS,
-            # Not here yet. Responses: response.completed with status cancelled is passed on and then response.failed
-            # follows. Messages: nothing but stop_reason null tells, and the stream passes as a complete one.
-            (RESPONSES, Moment.AFTER): None,
-            (MESSAGES, Moment.AFTER): None,
         },
     ),
     Failure("sends a head that is none", ("malformed",), MALFORMED, MALFORMED),
-    # Not here yet: unary, where the first chunk is bad. The client's connection is closed without a head.
+    Failure("sends a bad chunk first, for a body in one piece", ("bad-chunk:0",), MALFORMED, None),
     Failure("sends a bad chunk", ("bad-chunk:{n}",), CUT, MALFORMED, TRUNCATED, bytes=1),
     Failure("sends bytes behind its answer", ("extra-bytes", "extra-bytes:70000"), GOOD_ONCE, None, GOOD_ONCE),
     Failure("sends a few informational heads", ("1xx:3",), GOOD, GOOD),
