@@ -205,7 +205,8 @@ def test_the_core_takes_every_limit_that_the_schema_allows(name: str, most: int)
 def test_every_limit_of_the_noun_has_its_key_and_listeners_have_those_that_are_theirs() -> None:
     fields = {name.removesuffix("_ms") for name in Limits.__dataclass_fields__}
     assert set(LimitsSection.model_fields) == fields
-    of_the_node = {"max_bodies", "max_connections", "drain_unary", "drain_stream"}
+    of_the_node = {"max_bodies", "max_connections", "max_connections_per_ip", "max_unauthenticated_per_ip"}
+    of_the_node |= {"trusted_peers", "memory_limit", "drain_unary", "drain_stream"}
     assert fields - set(ListenerLimitsSection.model_fields) == of_the_node
 
 
