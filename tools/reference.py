@@ -37,6 +37,7 @@ from ascproxy.model.route import Route
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 MADE = "<!-- made by tools/reference.py: change the schema or the command, then run it -->\n"
 HIDDEN = {"help"}
+CONNECTIONS = ("max_connections", "max_connections_per_ip", "max_unauthenticated_per_ip")
 UNITS = """\
 Times are a whole number with `ms`, `s`, `m`, `h` or `d`, sizes with `B`, `KiB`, `MiB` or `GiB`. An unknown key, a key
 written twice and a value of the wrong kind are errors; all findings of both files are shown at once. `yes`, `on` and
@@ -68,8 +69,7 @@ def _shown(name: str, value: Any) -> str:
         return "none"
     if name == "memory_limit":
         return "the machine's"
-    counts = ("connection_requests", "max_fields", "json_depth", "json_keys", "json_digits", "max_connections")
-    counts += ("max_connections_per_ip", "max_unauthenticated_per_ip")
+    counts = ("connection_requests", "max_fields", "json_depth", "json_keys", "json_digits", *CONNECTIONS)
     return f"`{value}`" if name in counts else f"`{show_size(value)}`"
 
 
