@@ -163,6 +163,10 @@ def part(size: int, sent: int, **more: Any) -> Callable[[Place, Dialect], bytes]
     return lambda place, dialect: head(place, PATHS[dialect], f"content-length: {size}", **more) + b" " * sent
 
 
+def wrong(key: str) -> str:
+    return key[:-1] + ("B" if key.endswith("A") else "A")
+
+
 def small(place: Place, dialect: Dialect) -> bytes:
     body = {"model": "small", "max_tokens": 2, "messages": [], "inputs": "x" * 1_024}
     return post(place, dialect, json.dumps(body).encode())
@@ -180,7 +184,7 @@ CASES: dict[str, tuple[Case, ...]] = {
     "two_credentials": (Case(lambda p, d: post(p, d, None, f"x-api-key: {p.scoped}")),),
     "invalid_api_key": (
         Case(lambda p, d: post(p, d, key=None), fields=(("www-authenticate", "Bearer"),)),
-        Case(lambda p, d: post(p, d, key=p.key[:-1] + "0"), fields=(("www-authenticate", "Bearer"),)),
+        Case(lambda p, d: post(p, d, key=wrong(p.key)), fields=(("www-authenticate", "Bearer"),)),
         Case(part(65_537, 0, key=None), kept=False, limit="max_unauthenticated_body"),
     ),
     "model_not_allowed": (Case(lambda p, d: post(p, d, key=p.scoped)),),
