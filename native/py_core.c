@@ -493,6 +493,8 @@ static int core_set_overload(Core *core, PyObject *value, void *unused)
             PyErr_SetString(PyExc_ValueError, "overload is a step from 0 to 3");
         return -1;
     }
+    if (step == OVERLOAD_NO_ACCEPT && core->overload != step)
+        core_trip(core, LIMIT_MEMORY_ACCEPT);
     core->overload = (uint8_t)step;
     return 0;
 }

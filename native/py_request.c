@@ -120,7 +120,7 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
     if (!d->last) {
         enum asc_limit over = d->requests >= d->listener->limits.connection_requests ? LIMIT_CONNECTION_REQUESTS
                               : s->t_start - d->opened_ns > d->age_ns                ? LIMIT_CONNECTION_AGE
-                              : core->overload                                       ? LIMIT_MEMORY_KEEP_ALIVE
+                              : core->overload == OVERLOAD_NO_KEEP_ALIVE            ? LIMIT_MEMORY_KEEP_ALIVE
                                                                                      : LIMIT_NONE;
         d->last = core->draining || over != LIMIT_NONE;
         if (over != LIMIT_NONE)
