@@ -59,6 +59,11 @@ NODE_CASES = [
     ("limits: {connection_requests: »'10'}\n", "limits.connection_requests", "is the text '10'; write a whole number without quotes", NODE),
     ("limits: {max_fields: »129}\n", "limits.max_fields", "is too large; the most is 128", NODE),
     ("limits: {max_head: »41KiB}\n", "limits.max_head", "is too large; the most is 40KiB", NODE),
+    ("limits: {max_trailers: »65KiB}\n", "limits.max_trailers", "is too large; the most is 64KiB", NODE),
+    ("limits: {memory_limit: »16}\n", "limits.memory_limit", "a size needs its unit: 16B or 16KiB", NODE),
+    ("limits: {max_connections_per_ip: »0}\n", "limits.max_connections_per_ip", "is too small; the least is 1", NODE),
+    ("limits: {trusted_peers: [»10.0.0.1/8]}\n", "limits.trusted_peers[0]", "'10.0.0.1/8' is no network (10.0.0.1/8 has host bits set): write 10.0.0.0/8, 2001:db8::/32 or one address", NODE),
+    ("limits: {trusted_peers: [10.0.0.1, »here]}\n", "limits.trusted_peers[1]", "'here' is no network ('here' does not appear to be an IPv4 or IPv6 network): write 10.0.0.0/8, 2001:db8::/32 or one address", NODE),
     ("limits: {json_depth: »65}\n", "limits.json_depth", "is too large; the most is 64", NODE),
 ]  # fmt: skip
 
