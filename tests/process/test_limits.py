@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import resource
 import socket
 import ssl
 from collections.abc import Callable
@@ -27,6 +28,29 @@ def metric(service: Service, name: str) -> float:
 
 def tripped(service: Service, reason: str) -> float:
     return metric(service, f'ascproxy_limit_trips_total{{reason="{reason}"}}')
+
+
+# ---- descriptors ---------------------------------------------------------------------------------------------------
+
+
+def test_every_process_raises_its_limit_of_descriptors(tmp_path: Path) -> None:
+    """A shell's soft limit of 1,024 would be 384 connections."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Simulator() as sim:
+        service = Service(tmp_path / "d", upstream=sim.url, models=MODELS)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+        try:
+            service.start()
+            assert service.process is not None
+            pid = service.process.pid
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            assert len(children) == 2, "a worker and control"
+            for each in (pid, *children):
+                limits = Path(f"/proc/{each}/limits").read_text()
+                assert re.search(rf"^Max open files +{hard} +{hard} ", limits, re.MULTILINE), limits
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            service.stop()
 
 
 # ---- connections of an address -------------------------------------------------------------------------------------
