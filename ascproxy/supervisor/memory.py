@@ -55,8 +55,11 @@ def step_after(before: Step, used: int, limit: int) -> Step:
 
 
 def limit_of(wanted: int, machine: int, cgroup: int | None) -> int:
-    """The limit in force: what the configuration says, else the cgroup's, else 80 % of the machine's memory."""
-    return wanted or cgroup or int(machine * OF_MACHINE)
+    """The limit in force: what the configuration says, else the cgroup's, else 80 % of the machine's memory. A cgroup
+    that may have all of it has no limit."""
+    if wanted:
+        return wanted
+    return cgroup if cgroup is not None and cgroup < machine else int(machine * OF_MACHINE)
 
 
 def cgroup_limit(own: str, root: Path = CGROUPS) -> int | None:
@@ -76,6 +79,14 @@ def cgroup_limit(own: str, root: Path = CGROUPS) -> int | None:
     return min(found, default=None)
 
 
+def own_cgroup() -> str:
+    """The text of ``/proc/self/cgroup``, empty where there are no cgroups."""
+    try:
+        return Path("/proc/self/cgroup").read_text()
+    except OSError:
+        return ""
+
+
 def machine_memory() -> int:
     """Bytes of this machine's memory."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -91,7 +102,7 @@ class Memory:
             shared.series(key, 1) for key in (metrics.OVERLOAD, metrics.MEMORY, metrics.MEMORY_LIMIT)
         )
         self.step = Step(shared.load(self._step_cell))
-        self.limit = limit_of(wanted, machine_memory(), cgroup_limit(Path("/proc/self/cgroup").read_text()))
+        self.limit = limit_of(wanted, machine_memory(), cgroup_limit(own_cgroup()))
         self.due_ns = 0
         shared.store(limit_cell, self.limit)
 

@@ -7,6 +7,7 @@ ready. (Pages that it copies later are then left out too: few, because the heap 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from pathlib import Path
@@ -31,8 +32,10 @@ class Footprint:
 
     def __init__(self) -> None:
         self._descriptor = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        own = _field(Path("/proc/self/smaps_rollup").read_text(), "Pss_Anon:")
-        self._inherited = max(0, self._all() - own)
+        own = 0
+        with contextlib.suppress(OSError):  # a kernel that does not tell: what is inherited is counted twice
+            own = _field(Path("/proc/self/smaps_rollup").read_text(), "Pss_Anon:")
+        self._inherited = max(0, self._all() - own) if own else 0
 
     def read(self) -> int:
         """Bytes, without what was inherited."""

@@ -148,7 +148,9 @@ class Worker:
                 await self.open(slot)
         except OSError as error:
             self.place.log.error("cannot accept again", reason=str(error))
-            self.paused = True  # the next tick tries again
+            for servers in self.servers.values():
+                close(servers)
+            self.paused = True  # the next tick tries again, from the beginning
             return
         if not self.draining and not self.paused:
             self.place.page.store(_native.Page.CELLS["listening"], 1)

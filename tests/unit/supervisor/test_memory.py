@@ -46,6 +46,7 @@ def test_the_limit_is_the_files_then_the_cgroups_then_the_machines() -> None:
     assert limit_of(5, 1000, 100) == 5
     assert limit_of(0, 1000, 100) == 100
     assert limit_of(0, 1000, None) == 800
+    assert limit_of(0, 1000, 1000) == 800, "a cgroup that may have everything has no limit"
 
 
 def test_the_smallest_limit_of_a_cgroup_and_those_above_it_counts(tmp_path: Path) -> None:
@@ -61,6 +62,9 @@ def test_the_smallest_limit_of_a_cgroup_and_those_above_it_counts(tmp_path: Path
     assert cgroup_limit(own, tmp_path) == 2000
     assert cgroup_limit("4:memory:/old\n", tmp_path) is None
     assert cgroup_limit("0::/\n", tmp_path) is None
+    assert cgroup_limit("", tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")  # a container sees its own cgroup as the root
+    assert cgroup_limit("0::/\n", tmp_path) == 1000
 
 
 def test_every_process_is_counted_once_and_the_step_is_published(capfd: pytest.CaptureFixture[str]) -> None:
