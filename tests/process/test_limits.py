@@ -8,7 +8,9 @@ import re
 import resource
 import socket
 import ssl
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +146,6 @@ def limited(size: int) -> Callable[[dict[str, Any]], None]:
             "memory_limit": f"{size}MiB",
             "max_bodies": "2GiB",
             "max_body": "1GiB",
-            "body_idle": "60s",
             "body_min_rate": "1B",
         }
 
@@ -156,41 +157,92 @@ def unlimited(document: dict[str, Any]) -> None:
         route["limits"] = {"max_body": "1GiB"}
 
 
-def holding(service: Service, size: int) -> socket.socket:
-    """A caller with a good key that has sent this much of a longer body, all of which the worker holds."""
-    client = socket.create_connection(("127.0.0.1", service.http_port), timeout=30)
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {service.key}\r\n"
-    client.sendall(f"{head}Content-Length: {size + 1000}\r\n\r\n".encode())
-    piece = b" " * MIB
-    for _ in range(size // MIB):
-        client.sendall(piece)
-    return client
+SAMPLE_S = 0.3  # longer than the supervisor's period and a worker's tick together
+SLACK = 1 << 20
+
+
+class Holder:
+    """Callers with a good key that send bodies without end, all of which the worker holds.
+
+    They keep sending a byte now and then, or the limits on slow bodies would end them."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.callers: list[socket.socket] = []
+
+    def fill(self, level: int) -> None:
+        """Make the service use ``level`` bytes in all."""
+        size = level - int(self.settled())
+        caller = socket.create_connection(("127.0.0.1", self.service.http_port), timeout=30)
+        self.callers.append(caller)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {self.service.key}\r\n"
+        caller.sendall(f"{head}Content-Length: {size + SLACK}\r\n\r\n".encode())
+        piece = b" " * MIB
+        while size > 0:
+            size -= caller.send(piece[:size])
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        def looked() -> Any:
+            for caller in self.callers:
+                caller.send(b" ")
+            return condition()
+
+        return wait_for(looked, what)
+
+    def settled(self) -> float:
+        """The memory of the service once it has stopped changing."""
+        seen: list[float] = []
+
+        def same() -> bool:
+            seen.append(metric(self.service, "ascproxy_memory_bytes"))
+            time.sleep(SAMPLE_S)
+            return len(seen) > 1 and seen[-1] > 0 and abs(seen[-1] - seen[-2]) < MIB
+
+        self.until(same, "memory does not change any more")
+        return seen[-1]
+
+    def close(self) -> None:
+        for caller in self.callers:
+            caller.close()
+        self.callers.clear()
+
+
+@contextmanager
+def short_of(folder: Path, size: int, *, more: Callable[[dict[str, Any]], None] = lambda _: None) -> Iterator[Holder]:
+    """A service with this memory limit, and who fills it."""
+
+    def node(document: dict[str, Any]) -> None:
+        limited(size)(document)
+        more(document)
+
+    with (
+        Simulator("--rate", "0", "--tokens", "2") as sim,
+        Service(folder, upstream=sim.url, models=MODELS, node=node, resources=unlimited) as service,
+    ):
+        holder = Holder(service)
+        try:
+            yield holder
+        finally:
+            holder.close()
 
 
 def test_memory_that_runs_short_refuses_requests_until_there_is_room_again(tmp_path: Path) -> None:
-    size = 300
-    with (
-        Simulator("--rate", "0", "--tokens", "2") as sim,
-        Service(tmp_path / "d", upstream=sim.url, models=MODELS, node=limited(size), resources=unlimited) as service,
-    ):
-        assert metric(service, "ascproxy_memory_limit_bytes") == size * MIB
-        body = {"model": "sim-chat", "messages": []}
+    size = 400 * MIB
+    body = {"model": "sim-chat", "messages": []}
+    with short_of(tmp_path / "d", 400) as holder:
+        service = holder.service
+        assert metric(service, "ascproxy_memory_limit_bytes") == size
         status, fields, _ = service.ask("/v1/chat/completions", body)
         assert (status, fields.get("connection")) == (200, None)
 
-        def fill(share: float) -> socket.socket:
-            """Hold as much more as leads to this share of the limit."""
-            used = wait_for(lambda: metric(service, "ascproxy_memory_bytes"), "memory is counted")
-            return holding(service, int(share * size * MIB - used))
-
-        first = fill(0.885)
-        wait_for(lambda: metric(service, "ascproxy_overload_step") == 1, "the first step")
-        wait_for(lambda: service.ask("/v1/chat/completions", body)[1].get("connection") == "close", "it is obeyed")
+        holder.fill(int(0.885 * size))
+        holder.until(lambda: metric(service, "ascproxy_overload_step") == 1, "the first step")
+        holder.until(lambda: service.ask("/v1/chat/completions", body)[1].get("connection") == "close", "it is obeyed")
         assert service.ask("/v1/chat/completions", body)[0] == 200
 
-        second = fill(0.945)
-        wait_for(lambda: metric(service, "ascproxy_overload_step") == 2, "the second step")
-        wait_for(lambda: service.ask("/v1/chat/completions", body)[0] == 503, "it is obeyed")
+        holder.fill(int(0.945 * size))
+        holder.until(lambda: metric(service, "ascproxy_overload_step") == 2, "the second step")
+        holder.until(lambda: service.ask("/v1/chat/completions", body)[0] == 503, "it is obeyed")
         status, fields, answer = service.ask("/v1/messages", body)
         assert (status, fields["x-ascproxy-error"], fields["retry-after"]) == (503, "overloaded", "1")
         assert json.loads(answer)["type"] == "error"
@@ -198,8 +250,7 @@ def test_memory_that_runs_short_refuses_requests_until_there_is_room_again(tmp_p
         assert service.health("ready")[0] == 200
         assert service.status()["workers"][0]["state"] == "ready"
 
-        first.close()
-        second.close()
+        holder.close()
         wait_for(lambda: metric(service, "ascproxy_overload_step") == 0, "memory was given back")
         wait_for(lambda: service.ask("/v1/chat/completions", body)[0] == 200, "and requests are served")
         said = service.out.read_text()
@@ -210,18 +261,14 @@ def test_memory_that_runs_short_refuses_requests_until_there_is_room_again(tmp_p
 def test_at_the_last_step_connections_wait_and_management_does_not(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
 
-    def node(document: dict[str, Any]) -> None:
-        limited(250)(document)
+    def more(document: dict[str, Any]) -> None:
         document["listeners"].append({"address": f"unix:{path}", "name": "local"})
 
-    with (
-        Simulator("--rate", "0", "--tokens", "2") as sim,
-        Service(tmp_path / "d", upstream=sim.url, models=MODELS, node=node, resources=unlimited) as service,
-    ):
-        used = wait_for(lambda: metric(service, "ascproxy_memory_bytes"), "memory is counted")
-        client = holding(service, 250 * MIB - int(used))
-        wait_for(lambda: metric(service, "ascproxy_overload_step") == 3, "the last step")
-        wait_for(lambda: service.health("ready")[0] == 503, "the node is not ready")
+    with short_of(tmp_path / "d", 250, more=more) as holder:
+        service = holder.service
+        holder.fill(250 * MIB)
+        holder.until(lambda: metric(service, "ascproxy_overload_step") == 3, "the last step")
+        holder.until(lambda: service.health("ready")[0] == 503, "the node is not ready")
         assert service.health("ready")[1]["reasons"] == ["no worker accepts connections"]
         assert service.health("live")[0] == 200
         assert tripped(service, "memory_accept") == 1
@@ -234,7 +281,7 @@ def test_at_the_last_step_connections_wait_and_management_does_not(tmp_path: Pat
         assert service.status()["workers"][0]["state"] == "ready"
         assert metric(service, "ascproxy_connections_accepted_total") == accepted, "they wait in the kernel"
 
-        client.close()
+        holder.close()
         for each in (waiting, local):
             assert each.getresponse().status == 200, "whoever waited is served"
             each.close()
