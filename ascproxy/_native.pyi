@@ -107,6 +107,7 @@ class Stream:
     body_len: int
     scan_error: str  # "" or a sentence; scan_code "invalid_json" | "duplicate_field" | "invalid_request"
     scan_code: str
+    scan_limit: str  # the limit that the body's JSON is over (of LIMIT_NAMES), or ""
     model: bytes | None
     stream: bool
     max_tokens: int  # -1 absent
@@ -161,6 +162,10 @@ class Stream:
     def abort(self, outcome: str) -> None:
         """Cut both connections; the client sees broken framing."""
 
+    def trip(self, limit: str) -> None:
+        """Count that a limit of LIMIT_NAMES tripped, and name it in the access line. Raises ValueError for another
+        name. For limits that only the walk knows: the core counts its own."""
+
 @final
 class Upstream:
     """One connection to an endpoint; also its own asyncio protocol. Owned by a pool while idle."""
@@ -201,9 +206,12 @@ class Walk(Protocol):
 
 @final
 class Core:
-    """The data path of one worker. ``limits`` as for Listener (upstream heads and node-wide bounds)."""
+    """The data path of one worker. ``limits`` as for Listener (upstream heads and node-wide bounds). ``trusted_peers``:
+    networks that are exempt from the caps per address, as 16 bytes (IPv4: ``::ffff:a.b.c.d``) and a number of bits."""
 
-    def __init__(self, *, walk: Walk, page: Page, limits: dict[str, int]) -> None: ...
+    def __init__(
+        self, *, walk: Walk, page: Page, limits: dict[str, int], trusted_peers: tuple[tuple[bytes, int], ...] = ()
+    ) -> None: ...
     def listen(self, listener: Listener) -> Callable[[], Any]:
         """A protocol factory for ``loop.create_server``."""
 
@@ -236,6 +244,7 @@ class Core:
         """Python calls made for walks so far: tests assert on it (PERFORMANCE)."""
 
     access_log: bool
+    overload: int  # the step of supervisor/memory.py, 0 to 3; read by the core at every head
 
 @final
 class Page:
@@ -251,6 +260,7 @@ class Page:
 
     CELLS: dict[str, int]  # names of the header cells: "pid" -> number
 
+LIMIT_NAMES: tuple[str, ...]  # every limit that can trip (native/limit.h)
 METER_STATUSES: tuple[int, ...]
 METER_CELLS: int
 METER_N_BUCKETS: int

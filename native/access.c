@@ -60,6 +60,11 @@ void access_line(Stream *s, uint64_t now)
             put_json(&w, code, strlen(code));
         put_literal(&w, "\"");
     }
+    if (s->limit != LIMIT_NONE) {
+        put_literal(&w, ",\"limit\":\"");
+        TEXT(&w, limit_name((enum asc_limit)s->limit));
+        put_literal(&w, "\"");
+    }
     put_python(&w, s->log);
     if (s->plan != NULL)
         put_python(&w, s->plan->log);

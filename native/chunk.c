@@ -50,9 +50,21 @@ static bool is_text(unsigned char c)
     return c == '\t' || (c >= 0x20 && c != 0x7f);
 }
 
-void chunk_init(chunk_decoder *decoder)
+void chunk_init(chunk_decoder *decoder, const chunk_limits *limits)
 {
     memset(decoder, 0, sizeof *decoder);
+    decoder->limits = *limits;
+}
+
+static bool over(chunk_decoder *d, enum chunk_over limit)
+{
+    d->over = (uint8_t)limit;
+    return false;
+}
+
+static bool trailer(chunk_decoder *d)
+{
+    return ++d->trailers <= d->limits.max_trailers || over(d, CHUNK_OVER_TRAILERS);
 }
 
 /* One byte of framing. Returns false when it is not allowed. */
@@ -90,8 +102,12 @@ static bool step(chunk_decoder *d, unsigned char c)
             d->state = SIZE_LF;
             return true;
         }
-        if (++d->extension > CHUNK_MAX_EXTENSION || ++d->extensions > CHUNK_MAX_EXTENSIONS || !is_text(c))
+        if (!is_text(c))
             return false;
+        if (++d->extension > d->limits.max_extension)
+            return over(d, CHUNK_OVER_EXTENSION);
+        if (++d->extensions > d->limits.max_extensions)
+            return over(d, CHUNK_OVER_EXTENSIONS);
         if (d->state == ESCAPED)
             d->state = QUOTED;
         else if (d->state == QUOTED)
@@ -114,19 +130,19 @@ static bool step(chunk_decoder *d, unsigned char c)
             return true;
         }
         d->state = TRAILER_NAME;
-        return is_token(c) && ++d->trailers <= CHUNK_MAX_TRAILERS;
+        return is_token(c) && trailer(d);
     case TRAILER_NAME:
         if (c == ':')
             d->state = TRAILER_VALUE;
         else if (!is_token(c))
             return false;
-        return ++d->trailers <= CHUNK_MAX_TRAILERS;
+        return trailer(d);
     case TRAILER_VALUE:
         if (c == '\r') {
             d->state = TRAILER_LF;
             return true;
         }
-        return is_text(c) && ++d->trailers <= CHUNK_MAX_TRAILERS;
+        return is_text(c) && trailer(d);
     case TRAILER_LF:
         d->state = TRAILER;
         return c == '\n';

@@ -10,20 +10,28 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define CHUNK_MAX_EXTENSION 256u        /* bytes of extension on one chunk */
-#define CHUNK_MAX_EXTENSIONS 16384u     /* bytes of extensions in one body */
-#define CHUNK_MAX_TRAILERS 8192u        /* bytes of trailer section */
+typedef struct {
+    uint32_t max_extension;  /* bytes of extension on one chunk */
+    uint32_t max_extensions; /* bytes of extensions in one body */
+    uint32_t max_trailers;   /* bytes of trailer section */
+} chunk_limits;
+
+#define CHUNK_LIMITS {256, 16384, 8192} /* what is usual */
+
+enum chunk_over { CHUNK_OVER_NOTHING, CHUNK_OVER_EXTENSION, CHUNK_OVER_EXTENSIONS, CHUNK_OVER_TRAILERS };
 
 typedef struct {
     uint64_t left;       /* payload bytes left in the current chunk */
     uint64_t total;      /* payload bytes of the body so far */
+    chunk_limits limits;
     uint32_t extensions, extension, trailers;
     uint8_t state, digits;
+    uint8_t over;        /* enum chunk_over: the limit that made it CHUNK_BAD, if one did */
 } chunk_decoder;
 
 enum chunk_result { CHUNK_MORE = 0, CHUNK_END = 1, CHUNK_BAD = -1 };
 
-void chunk_init(chunk_decoder *decoder);
+void chunk_init(chunk_decoder *decoder, const chunk_limits *limits);
 
 /* Decode buf[0..len). On return *data_off, *data_len tell where in buf the payload of this call lies (contiguous) and
  * *consumed how many bytes of input belonged to this body: less than len only with CHUNK_END (the rest is the next

@@ -60,6 +60,12 @@ static enum http1_result fail(http1_head *head, enum http1_reject reject, const 
     return HTTP1_ERROR;
 }
 
+static enum http1_result over(http1_head *head, enum http1_over limit, const char *why)
+{
+    head->over = (uint8_t)limit;
+    return fail(head, limit == HTTP1_OVER_LINE ? HTTP1_LINE_TOO_LONG : HTTP1_FIELDS_TOO_LARGE, why);
+}
+
 static enum http1_result bad(http1_head *head, const char *why)
 {
     return fail(head, HTTP1_BAD_REQUEST, why);
@@ -211,8 +217,8 @@ static enum http1_result partial(http1_head *head, const char *line, const char 
     if ((size_t)(end - line) <= (size_t)limit + 1)
         return HTTP1_PARTIAL;
     if (first_line)
-        return fail(head, HTTP1_LINE_TOO_LONG, "first line too long");
-    return fail(head, HTTP1_FIELDS_TOO_LARGE, "field line too long");
+        return over(head, HTTP1_OVER_LINE, "first line too long");
+    return over(head, HTTP1_OVER_FIELD, "field line too long");
 }
 
 static enum http1_result parse_fields(http1_head *head, const char *buf, const char *p, const char *end,
@@ -241,7 +247,7 @@ static enum http1_result parse_fields(http1_head *head, const char *buf, const c
             return bad(head, *p == '\n' ? "bare LF" : "not a field line");
         }
         if (head->n_fields == max_fields)
-            return fail(head, HTTP1_FIELDS_TOO_LARGE, "too many fields");
+            return over(head, HTTP1_OVER_FIELDS, "too many fields");
         const char *name_end = p++;
         while (p < end && (*p == ' ' || *p == '\t'))
             p++;
@@ -258,7 +264,7 @@ static enum http1_result parse_fields(http1_head *head, const char *buf, const c
             return bad(head, *p == '\n' ? "bare LF" : "control byte in a field value");
         }
         if ((size_t)(p - line) > limits->max_field)
-            return fail(head, HTTP1_FIELDS_TOO_LARGE, "field line too long");
+            return over(head, HTTP1_OVER_FIELD, "field line too long");
         const char *value_end = p;
         while (value_end > value && (value_end[-1] == ' ' || value_end[-1] == '\t'))
             value_end--;
@@ -353,7 +359,7 @@ static enum http1_result parse_request_line(http1_head *head, const char *buf, c
     if (p[8] != '\r' || p[9] != '\n')
         return bad(head, "bad end of the request line");
     if ((size_t)(p + 8 - line) > limits->max_line)
-        return fail(head, HTTP1_LINE_TOO_LONG, "request line too long");
+        return over(head, HTTP1_OVER_LINE, "request line too long");
     *at = p + 10;
     return parse_version(head, p);
 }
@@ -374,7 +380,7 @@ static enum http1_result parse_status_line(http1_head *head, const char **at, co
     if (p[1] != '\n')
         return bad(head, "bare CR");
     if ((size_t)(p - line) > limits->max_line)
-        return fail(head, HTTP1_LINE_TOO_LONG, "status line too long");
+        return over(head, HTTP1_OVER_LINE, "status line too long");
     if (p - line < 12)
         return bad(head, "status line too short");
     if (parse_version(head, line) != HTTP1_DONE)
@@ -575,7 +581,7 @@ static enum http1_result parse(http1_head *head, const char *buf, size_t len, si
     if (result == HTTP1_DONE)
         return request ? judge_request(head, buf) : judge_response(head, buf, head_request);
     if (result == HTTP1_PARTIAL && !all)
-        return fail(head, HTTP1_FIELDS_TOO_LARGE, "head too large");
+        return over(head, HTTP1_OVER_HEAD, "head too large");
     return result;
 }
 

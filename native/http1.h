@@ -60,6 +60,9 @@ enum http1_reject {
     HTTP1_UNSUPPORTED_TE,  /* 501 is not used: any transfer-encoding but exactly "chunked" is a 400; kept apart for logs */
 };
 
+/* Which limit a head is over, where one is the reason. */
+enum http1_over { HTTP1_OVER_NOTHING, HTTP1_OVER_LINE, HTTP1_OVER_FIELD, HTTP1_OVER_HEAD, HTTP1_OVER_FIELDS };
+
 typedef struct {
     uint32_t max_line, max_field, max_head, max_fields; /* bytes, bytes, bytes, count; defaults 8192 16384 32768 100 */
 } http1_limits;
@@ -70,6 +73,7 @@ typedef struct {
     uint8_t minor;                        /* HTTP/1.minor */
     uint8_t framing;                      /* enum http1_framing */
     uint8_t reject;                       /* enum http1_reject, set when the parse returns HTTP1_ERROR */
+    uint8_t over;                         /* enum http1_over, set with reject */
     const char *why;                      /* static sentence for logs, set with reject */
     bool keep_alive;                      /* what version and Connection say; TO_CLOSE is never keep-alive */
     bool expect_continue;                 /* requests: Expect: 100-continue (any other expectation is refused) */

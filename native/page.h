@@ -43,6 +43,7 @@ enum page_cell {
     PAGE_CELL_PAUSED,         /* gauge: downstream connections that do not drain */
     PAGE_CELL_TLS_FAILED,     /* counter: handshakes that failed */
     PAGE_CELL_LISTENING,      /* gauge: 1 when accepting */
+    PAGE_CELL_MEMORY,         /* gauge: anonymous memory of the worker, bytes */
     PAGE_CELLS_HEADER = 64,
 };
 

@@ -339,6 +339,8 @@ PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs)
     bool no_body = s->head_method || status == 204 || status == 304 || iov[1].iov_len == 0;
     s->status = (uint16_t)status;
     s->local = s->committed = true;
+    if (status < 400)
+        stream_vouch(s);
     if (code != NULL)
         Py_XSETREF(s->code, Py_NewRef(code));
     s->bytes_out += iov[0].iov_len + (no_body ? 0 : iov[1].iov_len);

@@ -138,11 +138,71 @@ static Window *window_new(size_t len)
 
 /* ---- Core --------------------------------------------------------------------------------------------------------- */
 
+/* A cell for each limit, found by its key like every series (telemetry/metrics.py). */
+static void find_trips(Core *core)
+{
+    char key[64] = "limits";
+    for (int i = LIMIT_NONE + 1; i < LIMIT_COUNT; i++) {
+        const char *name = limit_name((enum asc_limit)i);
+        size_t len = strlen(name);
+        memcpy(key + sizeof "limits", name, len);
+        core->trips[i] = page_series(core->page, key, sizeof "limits" + len, 1);
+    }
+}
+
+/* Loopback, and `networks`: tuples of an address of 16 bytes and a number of bits. */
+static bool find_exempt(Core *core, PyObject *networks)
+{
+    static const asc_network loopback[] = {
+        {{[10] = 0xff, [11] = 0xff, [12] = 127}, 104}, /* 127.0.0.0/8 */
+        {{[15] = 1}, 128},                             /* ::1 */
+    };
+    Py_ssize_t n = networks == NULL ? 0 : PyTuple_GET_SIZE(networks);
+    core->exempt = malloc(sizeof loopback + (size_t)n * sizeof *core->exempt);
+    if (core->exempt == NULL) {
+        PyErr_NoMemory();
+        return false;
+    }
+    memcpy(core->exempt, loopback, sizeof loopback);
+    core->n_exempt = sizeof loopback / sizeof loopback[0];
+    for (Py_ssize_t i = 0; i < n; i++) {
+        const char *bytes;
+        Py_ssize_t len;
+        unsigned char bits;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(networks, i), "y#b", &bytes, &len, &bits))
+            return false;
+        if (len != 16 || bits > 128) {
+            PyErr_SetString(PyExc_ValueError, "trusted_peers: an address of 16 bytes and at most 128 bits");
+            return false;
+        }
+        memcpy(core->exempt[core->n_exempt].address, bytes, 16);
+        core->exempt[core->n_exempt++].bits = bits;
+    }
+    return true;
+}
+
+#define REMEMBERED 1024u /* addresses without a connection that have authenticated */
+
+static bool make_peers(Core *core)
+{
+    uint64_t seed[2]; /* not from core->random, whose numbers callers see */
+    if (getrandom(seed, sizeof seed, 0) != (ssize_t)sizeof seed) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return false;
+    }
+    uint64_t most = core->limits.max_connections;
+    core->peers = peers_new((uint32_t)(most < (1u << 24) ? most : 1u << 24) + REMEMBERED, seed);
+    if (core->peers == NULL)
+        PyErr_NoMemory();
+    return core->peers != NULL;
+}
+
 static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"walk", "page", "limits", NULL};
-    PyObject *walk = NULL, *page = NULL, *limits = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOO!", keys, &walk, &page, &PyDict_Type, &limits))
+    static char *keys[] = {"walk", "page", "limits", "trusted_peers", NULL};
+    PyObject *walk = NULL, *page = NULL, *limits = NULL, *trusted = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOO!O!", keys, &walk, &page, &PyDict_Type, &limits, &PyTuple_Type,
+                                     &trusted))
         return NULL;
     if (walk == NULL || page == NULL || limits == NULL) {
         PyErr_SetString(PyExc_TypeError, "Core needs walk, page and limits");
@@ -172,8 +232,9 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         if (*methods[i].at == NULL)
             goto failed;
     }
-    if (!limits_from(&core->limits, limits))
+    if (!limits_from(&core->limits, limits) || !find_exempt(core, trusted) || !make_peers(core))
         goto failed;
+    find_trips(core);
     core->down_window = window_new(DOWN_READ);
     core->up_window = window_new(UP_READ);
     core->cipher_window = window_new(UP_READ);
@@ -211,6 +272,8 @@ static void core_dealloc(Core *core)
     Py_XDECREF(core->down_window);
     Py_XDECREF(core->up_window);
     Py_XDECREF(core->cipher_window);
+    peers_free(core->peers);
+    free(core->exempt);
     free(core->plain);
     free(core->heads);
     free(core->transmit);
@@ -414,6 +477,27 @@ static int core_set_access(Core *core, PyObject *value, void *unused)
     return 0;
 }
 
+static PyObject *core_get_overload(Core *core, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(core->overload);
+}
+
+static int core_set_overload(Core *core, PyObject *value, void *unused)
+{
+    (void)unused;
+    long step = value ? PyLong_AsLong(value) : -1;
+    if (step < OVERLOAD_NONE || step > OVERLOAD_NO_ACCEPT) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "overload is a step from 0 to 3");
+        return -1;
+    }
+    if (step == OVERLOAD_NO_ACCEPT && core->overload != step)
+        core_trip(core, LIMIT_MEMORY_ACCEPT);
+    core->overload = (uint8_t)step;
+    return 0;
+}
+
 static PyGetSetDef core_getset[] = {
     {"in_flight", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_in_flight)},
     {"connections", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_downs)},
@@ -422,6 +506,7 @@ static PyGetSetDef core_getset[] = {
     {"idle", (getter)core_count, NULL, NULL, (void *)offsetof(Core, n_idle)},
     {"body_bytes", (getter)core_count, NULL, NULL, (void *)offsetof(Core, body_bytes)},
     {"calls", (getter)core_count, NULL, NULL, (void *)offsetof(Core, calls)},
+    {"overload", (getter)core_get_overload, (setter)core_set_overload, NULL, NULL},
     {"access_log", (getter)core_get_access, (setter)core_set_access, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -23,9 +23,11 @@
 #include "chunk.h"
 #include "http1.h"
 #include "jsonscan.h"
+#include "limit.h"
 #include "meter.h"
 #include "names.h"
 #include "page.h"
+#include "peers.h"
 #include "sse.h"
 #include "tls.h"
 #include "wheel.h"
@@ -63,9 +65,20 @@ typedef struct Upstream Upstream;
 typedef struct {
     uint64_t tls_handshake, header_timeout, idle_timeout, connection_age, body_idle, body_total, write_stall;
     uint64_t connection_requests, body_min_rate, max_body, max_bodies, max_connections;
+    uint64_t max_connections_per_ip, max_unauthenticated_per_ip;
     http1_limits head;
+    chunk_limits chunk;
     json_limits json;
 } asc_limits;
+
+/* What the supervisor says of the service's memory (supervisor/memory.py): each step keeps what those before it do. */
+enum overload { OVERLOAD_NONE, OVERLOAD_NO_KEEP_ALIVE, OVERLOAD_REFUSE, OVERLOAD_NO_ACCEPT };
+
+/* Addresses that start with `bits` of `address` (IPv4 as ::ffff:a.b.c.d). */
+typedef struct {
+    uint8_t address[16];
+    uint8_t bits;
+} asc_network;
 
 /* Bytes that are consumed at the front and appended at the back. */
 typedef struct {
@@ -86,6 +99,11 @@ struct Core {
     PyObject *page_object;
     asc_page *page;
     asc_limits limits;
+    uint32_t trips[LIMIT_COUNT]; /* the cell of each limit; 0 where the page is full */
+    asc_peers *peers;
+    asc_network *exempt;         /* from the caps per address: loopback and trusted_peers */
+    uint32_t n_exempt;
+    uint8_t overload;            /* enum overload */
     Window *down_window, *up_window, *cipher_window;
     char *plain;         /* decrypted client bytes, DOWN_READ */
     char *heads;         /* heads under construction, HEADS_MAX */
@@ -160,6 +178,7 @@ struct Downstream {
     size_t seen;          /* bytes of pending that were no complete head */
     uint64_t opened_ns, age_ns, head_ns, requests;
     uint64_t stall_ns, stall_mark;
+    asc_peer *address;    /* its entry in core->peers; NULL where it is exempt, or was not let in */
     char peer[72];
     bool running;         /* inside down_run: do not enter it again */
     bool last;            /* the exchange under way, or the one just ended, is the last */
@@ -252,7 +271,7 @@ struct Stream {
     uint16_t status, upstream_status, attempts;
     bool chunked_out, to_close_out;
     int64_t usage_in, usage_out;
-    uint8_t finish, usage_source;
+    uint8_t finish, usage_source, limit; /* limit: enum asc_limit, the last that tripped */
     uint64_t t_start, t_forward, t_first, t_last, bytes_in, bytes_out;
     http1_head *held_head; /* during on_response only */
     const char *held_bytes;
@@ -284,6 +303,37 @@ static inline void conn_deadline(Conn *c, uint8_t kind, uint64_t at_ns)
 static inline bool tls_drained(const tls_conn *connection)
 {
     return tls_pending_input(connection) == 0 && tls_pending_plain(connection) == 0;
+}
+
+static inline void core_trip(Core *core, enum asc_limit limit)
+{
+    page_add(core->page, core->trips[limit], 1);
+}
+
+static inline void stream_trip(Stream *s, enum asc_limit limit)
+{
+    s->limit = (uint8_t)limit;
+    core_trip(s->core, limit);
+}
+
+/* A request of this connection was let through: its address has authenticated. */
+static inline void stream_vouch(Stream *s)
+{
+    if (s->down != NULL && s->down->address != NULL)
+        s->down->address->authenticated = true;
+}
+
+/* Which limit a head or a chunked body is over, LIMIT_NONE for what is wrong in another way. */
+static inline enum asc_limit head_limit(const http1_head *head)
+{
+    static const uint8_t limits[] = {LIMIT_NONE, LIMIT_MAX_REQUEST_LINE, LIMIT_MAX_FIELD, LIMIT_MAX_HEAD, LIMIT_MAX_FIELDS};
+    return (enum asc_limit)limits[head->over];
+}
+
+static inline enum asc_limit chunk_limit(const chunk_decoder *decoder)
+{
+    static const uint8_t limits[] = {LIMIT_NONE, LIMIT_MAX_CHUNK_EXTENSION, LIMIT_MAX_CHUNK_EXTENSIONS, LIMIT_MAX_TRAILERS};
+    return (enum asc_limit)limits[decoder->over];
 }
 
 /* py_downstream.c */

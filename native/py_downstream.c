@@ -88,7 +88,7 @@ void down_cut(Downstream *d, bool reset)
 
 /* ---- the next request --------------------------------------------------------------------------------------------- */
 
-static void reject_head(Downstream *d, const char *code)
+static void reject_head(Downstream *d, const char *code, enum asc_limit limit)
 {
     Stream *s = stream_new(d, NULL, NULL);
     if (s == NULL) {
@@ -97,6 +97,8 @@ static void reject_head(Downstream *d, const char *code)
         return;
     }
     d->linger = true;
+    if (limit != LIMIT_NONE)
+        stream_trip(s, limit);
     stream_reject(s, code);
 }
 
@@ -123,13 +125,19 @@ static size_t down_head(Downstream *d, const char *bytes, size_t len, size_t see
     if (result == HTTP1_PARTIAL)
         return 0;
     if (result == HTTP1_ERROR) {
-        reject_head(d, reject_code(head->reject));
+        reject_head(d, reject_code(head->reject), head_limit(head));
         return len; /* nothing after a bad head can be trusted to begin a request */
     }
     Stream *s = stream_new(d, bytes, head);
     if (s == NULL) {
         PyErr_Clear();
         down_cut(d, false);
+        return len;
+    }
+    if (core->overload >= OVERLOAD_REFUSE) { /* before anything is collected */
+        d->linger = head->framing == HTTP1_CHUNKED || head->content_length > len - head->head_len;
+        stream_trip(s, LIMIT_MEMORY_REFUSE);
+        stream_reject(s, "overloaded");
         return len;
     }
     return head->head_len;
@@ -155,11 +163,8 @@ static size_t down_body(Downstream *d, char *bytes, size_t len, bool first)
         stream_walk(s, core->on_head);
         if (d->stream != s || s->phase != PHASE_BODY)
             return len;
-        if (s->framing == HTTP1_LENGTH && s->content_length > s->body_limit) {
-            stream_reject(s, "body_too_large");
-            return len;
-        }
-        if (s->body_len > s->body_limit) {
+        if ((s->framing == HTTP1_LENGTH && s->content_length > s->body_limit) || s->body_len > s->body_limit) {
+            stream_trip(s, LIMIT_MAX_BODY);
             stream_reject(s, "body_too_large");
             return len;
         }
@@ -302,14 +307,20 @@ static void body_due(Downstream *d, uint64_t now)
 {
     Stream *s = d->stream;
     asc_limits *limits = &d->listener->limits;
-    bool slow = false;
+    enum asc_limit over = LIMIT_NONE;
+    if (now >= s->body_last_ns + limits->body_idle)
+        over = LIMIT_BODY_IDLE;
+    else if (now >= s->body_started_ns + limits->body_total)
+        over = LIMIT_BODY_TOTAL;
     if (limits->body_min_rate && now >= s->body_rate_ns + 10000 * MS) {
-        slow = s->bytes_in - s->body_rate_mark < limits->body_min_rate * 10;
+        if (over == LIMIT_NONE && s->bytes_in - s->body_rate_mark < limits->body_min_rate * 10)
+            over = LIMIT_BODY_MIN_RATE;
         s->body_rate_mark = s->bytes_in;
         s->body_rate_ns = now;
     }
-    if (slow || now >= s->body_last_ns + limits->body_idle || now >= s->body_started_ns + limits->body_total) {
+    if (over != LIMIT_NONE) {
         d->linger = true;
+        stream_trip(s, over);
         stream_reject(s, "request_timeout");
     } else {
         body_deadline(d);
@@ -323,19 +334,22 @@ void down_due(Downstream *d, uint64_t now)
     switch (c->kind) {
     case DOWN_HANDSHAKE:
         page_add(c->core->page, PAGE_CELL_TLS_FAILED, 1);
+        core_trip(c->core, LIMIT_TLS_HANDSHAKE);
         conn_abort(c);
         break;
     case DOWN_HEADER:
         d->last = true;
-        reject_head(d, "request_timeout");
+        reject_head(d, "request_timeout", LIMIT_HEADER_TIMEOUT);
         break;
     case DOWN_BODY:
         if (d->stream != NULL && d->stream->phase == PHASE_BODY)
             body_due(d, now);
         break;
     case DOWN_IDLE:
-        if (d->stream == NULL)
+        if (d->stream == NULL) {
+            core_trip(c->core, LIMIT_IDLE_TIMEOUT);
             conn_close(c);
+        }
         break;
     case DOWN_STALL:
         if (c->write_paused && c->fd >= 0) {
@@ -345,6 +359,10 @@ void down_due(Downstream *d, uint64_t now)
                 d->stall_ns = now;
             }
             if (now >= d->stall_ns + d->listener->limits.write_stall) {
+                if (d->stream != NULL)
+                    stream_trip(d->stream, LIMIT_WRITE_STALL);
+                else
+                    core_trip(c->core, LIMIT_WRITE_STALL);
                 down_cut(d, true);
                 if (d->stream != NULL)
                     stream_gone(d->stream, "write_stall");
@@ -379,23 +397,55 @@ void down_probe(Downstream *d, uint64_t now)
 
 /* ---- the protocol ------------------------------------------------------------------------------------------------- */
 
-static void name_peer(Downstream *d)
+/* Write the peer down; `address` gets it as 16 bytes. False where there is none: a Unix socket, or one that is gone. */
+static bool name_peer(Downstream *d, uint8_t address[16])
 {
-    struct sockaddr_storage address;
-    socklen_t len = sizeof address;
+    struct sockaddr_storage name;
+    socklen_t len = sizeof name;
     char host[INET6_ADDRSTRLEN] = "";
-    if (getpeername(d->conn.fd, (struct sockaddr *)&address, &len) != 0)
-        return;
-    if (address.ss_family == AF_INET) {
-        struct sockaddr_in *v4 = (struct sockaddr_in *)&address;
+    if (getpeername(d->conn.fd, (struct sockaddr *)&name, &len) != 0)
+        return false;
+    if (name.ss_family == AF_INET) {
+        struct sockaddr_in *v4 = (struct sockaddr_in *)&name;
+        memset(address, 0, 10);
+        memset(address + 10, 0xff, 2);
+        memcpy(address + 12, &v4->sin_addr, 4);
         inet_ntop(AF_INET, &v4->sin_addr, host, sizeof host);
         snprintf(d->peer, sizeof d->peer, "%s:%u", host, ntohs(v4->sin_port));
-    } else if (address.ss_family == AF_INET6) {
-        struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&address;
+    } else if (name.ss_family == AF_INET6) {
+        struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&name;
+        memcpy(address, &v6->sin6_addr, 16);
         inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof host);
         snprintf(d->peer, sizeof d->peer, "[%s]:%u", host, ntohs(v6->sin6_port));
     } else {
         snprintf(d->peer, sizeof d->peer, "unix");
+        return false;
+    }
+    return true;
+}
+
+/* Which limit keeps this connection out, LIMIT_NONE when it may stay. */
+static enum asc_limit admit(Downstream *d)
+{
+    Core *core = d->conn.core;
+    uint8_t address[16];
+    bool counted = name_peer(d, address);
+    if (core->n_downs > core->limits.max_connections)
+        return LIMIT_MAX_CONNECTIONS;
+    for (uint32_t i = 0; counted && i < core->n_exempt; i++)
+        counted = !peers_within(address, core->exempt[i].address, core->exempt[i].bits);
+    if (!counted)
+        return LIMIT_NONE;
+    const asc_limits *limits = &core->limits;
+    switch (peers_enter(core->peers, address, limits->max_connections_per_ip, limits->max_unauthenticated_per_ip, &d->address)) {
+    case PEERS_WELCOME:
+        return LIMIT_NONE;
+    case PEERS_TOO_MANY:
+        return LIMIT_MAX_CONNECTIONS_PER_IP;
+    case PEERS_TOO_MANY_UNAUTHENTICATED:
+        return LIMIT_MAX_UNAUTHENTICATED_PER_IP;
+    default:
+        return LIMIT_MAX_CONNECTIONS; /* cannot be: the table has room for as many */
     }
 }
 
@@ -417,12 +467,15 @@ static PyObject *down_connection_made(Downstream *d, PyObject *transport)
     core->downs = d;
     core->n_downs++;
     page_add(core->page, PAGE_CELL_ACCEPTED, 1);
-    name_peer(d);
+    enum asc_limit over = admit(d);
     d->opened_ns = asc_now();
     /* +-10 %: connections that were opened together do not all end together */
     uint64_t age = d->listener->limits.connection_age;
     d->age_ns = age ? age - age / 10 + core_random(core) % (age / 5 + 1) : UINT64_MAX / 2;
-    if (core->n_downs > d->listener->limits.max_connections || core->draining) {
+    if (over != LIMIT_NONE) { /* no answer: who is over a cap gets nothing that costs us something */
+        core_trip(core, over);
+        conn_abort(&d->conn);
+    } else if (core->draining) {
         conn_abort(&d->conn);
     } else if (d->listener->tls != Py_None) {
         d->conn.tls = tls_new_server(asc_tls_context(d->listener->tls), &core->output);
@@ -454,6 +507,9 @@ static PyObject *down_connection_lost(Downstream *d, PyObject *reason)
         core->n_downs--;
         if (d->conn.write_paused)
             core->n_paused--;
+        if (d->address != NULL)
+            peers_leave(core->peers, d->address);
+        d->address = NULL;
     }
     conn_lost(&d->conn);
     buffer_free(&d->pending);

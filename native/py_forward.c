@@ -117,6 +117,7 @@ PyObject *stream_forward(Stream *s, PyObject *const *args, Py_ssize_t n)
     Py_XSETREF(s->plan, (Plan *)Py_NewRef(plan));
     s->reused = u->served > 0;
     s->attempts++;
+    stream_vouch(s);
     s->failure = "";
     s->upstream_status = 0;
     s->scanner = SCANNER_NONE;

@@ -36,6 +36,18 @@ static int add_constants(PyObject *module)
         }
         Py_DECREF(tuple);
     }
+    PyObject *limits = PyTuple_New(LIMIT_COUNT - 1);
+    for (int i = 1; limits != NULL && i < LIMIT_COUNT; i++) {
+        PyObject *name = PyUnicode_FromString(limit_name((enum asc_limit)i));
+        if (name == NULL)
+            Py_CLEAR(limits);
+        else
+            PyTuple_SET_ITEM(limits, i - 1, name);
+    }
+    int named = limits ? PyModule_AddObjectRef(module, "LIMIT_NAMES", limits) : -1;
+    Py_XDECREF(limits);
+    if (named < 0)
+        return -1;
     PyObject *offsets = Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "status", METER_STATUS, "gateway", METER_GATEWAY,
                                       "first_token", METER_FIRST_TOKEN, "between_tokens", METER_BETWEEN_TOKENS, "request",
                                       METER_REQUEST, "tokens_in", METER_TOKENS_IN, "tokens_out", METER_TOKENS_OUT);

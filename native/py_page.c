@@ -38,6 +38,7 @@ static const struct {
     {"paused", PAGE_CELL_PAUSED},
     {"tls_failed", PAGE_CELL_TLS_FAILED},
     {"listening", PAGE_CELL_LISTENING},
+    {"memory", PAGE_CELL_MEMORY},
 };
 
 static PyObject *page_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

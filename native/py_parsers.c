@@ -141,7 +141,7 @@ static PyObject *py_chunk_decode(PyObject *module, PyObject *object)
         return NULL;
     }
     chunk_decoder decoder;
-    chunk_init(&decoder);
+    chunk_init(&decoder, &(chunk_limits)CHUNK_LIMITS);
     size_t used = 0;
     int result = CHUNK_MORE, next = 0;
     while (result == CHUNK_MORE && (next = pieces_next(&pieces)) > 0) {

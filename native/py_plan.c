@@ -101,6 +101,11 @@ static const struct {
     {"json_keys", offsetof(asc_limits, json.max_keys), U32},
     {"json_digits", offsetof(asc_limits, json.max_digits), U32},
     {"max_connections", offsetof(asc_limits, max_connections), PLAIN},
+    {"max_connections_per_ip", offsetof(asc_limits, max_connections_per_ip), PLAIN},
+    {"max_unauthenticated_per_ip", offsetof(asc_limits, max_unauthenticated_per_ip), PLAIN},
+    {"max_chunk_extension", offsetof(asc_limits, chunk.max_extension), U32},
+    {"max_chunk_extensions", offsetof(asc_limits, chunk.max_extensions), U32},
+    {"max_trailers", offsetof(asc_limits, chunk.max_trailers), U32},
 };
 
 bool limits_from(asc_limits *limits, PyObject *dict)

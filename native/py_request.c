@@ -107,7 +107,7 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
         s->bytes_in = head->head_len;
         find_credential(s);
         s->phase = PHASE_BODY;
-        chunk_init(&s->chunk);
+        chunk_init(&s->chunk, &d->listener->limits.chunk);
         /* an HTTP/1.0 client gets one answer a connection: nothing is saved by keeping those alive */
         d->last = d->last || !head->keep_alive || head->minor == 0;
     } else {
@@ -117,8 +117,15 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
     name_request(s);
     s->body_started_ns = s->body_rate_ns = s->body_last_ns = s->t_start;
     d->requests++;
-    if (core->draining || d->requests >= d->listener->limits.connection_requests || s->t_start - d->opened_ns > d->age_ns)
-        d->last = true;
+    if (!d->last) {
+        enum asc_limit over = d->requests >= d->listener->limits.connection_requests ? LIMIT_CONNECTION_REQUESTS
+                              : s->t_start - d->opened_ns > d->age_ns                ? LIMIT_CONNECTION_AGE
+                              : core->overload == OVERLOAD_NO_KEEP_ALIVE            ? LIMIT_MEMORY_KEEP_ALIVE
+                                                                                     : LIMIT_NONE;
+        d->last = core->draining || over != LIMIT_NONE;
+        if (over != LIMIT_NONE)
+            core_trip(core, over);
+    }
     s->down = d;
     d->stream = s; /* owned by the connection until settled */
     core->n_in_flight++;
@@ -189,10 +196,12 @@ static bool body_room(Stream *s, size_t more)
 static bool keep_body(Stream *s, const char *bytes, size_t len)
 {
     if (len > s->body_limit || s->body_len > s->body_limit - len) {
+        stream_trip(s, LIMIT_MAX_BODY);
         stream_reject(s, "body_too_large");
         return false;
     }
     if (!body_room(s, len)) {
+        stream_trip(s, LIMIT_MAX_BODIES);
         stream_reject(s, "overloaded");
         return false;
     }
@@ -240,6 +249,8 @@ bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *co
         size_t off, data, consumed;
         enum chunk_result result = chunk_decode(&s->chunk, bytes, len, &off, &data, &consumed);
         if (result == CHUNK_BAD) {
+            if (s->chunk.over)
+                stream_trip(s, chunk_limit(&s->chunk));
             stream_reject(s, "invalid_request");
             return false;
         }

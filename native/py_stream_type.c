@@ -77,7 +77,7 @@ enum fact {
     F_METHOD, F_PATH, F_QUERY, F_LISTENER, F_PEER, F_REQUEST_ID, F_CREDENTIAL, F_DIGEST, F_TWO, F_CERTIFICATE, F_LENGTH,
     F_BODY_LEN, F_SCAN_ERROR, F_SCAN_CODE, F_MODEL, F_STREAM, F_MAX_TOKENS, F_REJECT, F_FAILURE, F_UP_STATUS, F_REUSED,
     F_ATTEMPTS, F_STATUS, F_COMMITTED, F_OUTCOME, F_USAGE_IN, F_USAGE_OUT, F_FINISH, F_BYTES_IN, F_BYTES_OUT, F_UPSTREAM,
-    F_DONE, F_CODE, F_ASKS, F_USAGE_SOURCE,
+    F_DONE, F_CODE, F_ASKS, F_USAGE_SOURCE, F_SCAN_LIMIT,
 };
 
 static PyObject *digest_of(Stream *s)
@@ -135,6 +135,26 @@ static PyObject *certificate_of(Stream *s)
     return bytes;
 }
 
+static enum asc_limit scan_limit(enum json_error error)
+{
+    return error == JSON_DEPTH ? LIMIT_JSON_DEPTH : error == JSON_KEYS ? LIMIT_JSON_KEYS : error == JSON_NUMBER ? LIMIT_JSON_DIGITS : LIMIT_NONE;
+}
+
+/* The walk met a limit that only it knows. */
+static PyObject *stream_trip_named(Stream *s, PyObject *name)
+{
+    Py_ssize_t len;
+    const char *text = PyUnicode_Check(name) ? PyUnicode_AsUTF8AndSize(name, &len) : NULL;
+    enum asc_limit limit = text == NULL ? LIMIT_NONE : limit_named(text, (size_t)len);
+    if (limit == LIMIT_NONE) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "not a limit: %R", name);
+        return NULL;
+    }
+    stream_trip(s, limit);
+    Py_RETURN_NONE;
+}
+
 static const char *scan_code(enum json_error error)
 {
     switch (error) {
@@ -174,6 +194,7 @@ static PyObject *stream_get(Stream *s, void *which)
     case F_BODY_LEN: return PyLong_FromSize_t(s->body_len);
     case F_SCAN_ERROR: return PyUnicode_FromString(s->json_error == JSON_OK ? "" : json_error_sentence(s->json_error));
     case F_SCAN_CODE: return PyUnicode_FromString(scan_code(s->json_error));
+    case F_SCAN_LIMIT: return PyUnicode_FromString(limit_name(scan_limit(s->json_error)));
     case F_MODEL:
         if (!scanned || !s->json.has_model)
             Py_RETURN_NONE;
@@ -232,7 +253,7 @@ static PyGetSetDef stream_getset[] = {
     FACT("attempts", F_ATTEMPTS), FACT("status", F_STATUS), FACT("committed", F_COMMITTED), FACT("outcome", F_OUTCOME),
     FACT("usage_in", F_USAGE_IN), FACT("usage_out", F_USAGE_OUT), FACT("finish", F_FINISH), FACT("bytes_in", F_BYTES_IN),
     FACT("bytes_out", F_BYTES_OUT), FACT("upstream", F_UPSTREAM), FACT("done", F_DONE), FACT("code", F_CODE),
-    FACT("asks", F_ASKS), FACT("usage_source", F_USAGE_SOURCE),
+    FACT("asks", F_ASKS), FACT("usage_source", F_USAGE_SOURCE), FACT("scan_limit", F_SCAN_LIMIT),
     {"body_limit", (getter)stream_get_limit, (setter)stream_set_limit, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
@@ -252,6 +273,7 @@ static PyMethodDef stream_methods[] = {
     {"header", (PyCFunction)stream_header, METH_O, NULL},
     {"upstream_header", (PyCFunction)stream_upstream_header, METH_O, NULL},
     {"body", (PyCFunction)stream_body_copy, METH_NOARGS, NULL},
+    {"trip", (PyCFunction)stream_trip_named, METH_O, NULL},
     {NULL, NULL, 0, NULL},
 };
 

@@ -119,6 +119,8 @@ void up_due(Upstream *u, uint64_t now)
             return;
         }
     }
+    bool total = s->plan->total_ns && now >= s->t_start + s->plan->total_ns;
+    stream_trip(s, total ? LIMIT_TOTAL : s->phase >= PHASE_HOLD ? LIMIT_BETWEEN_TOKENS : LIMIT_FIRST_BYTE);
     Py_INCREF(u);
     stream_failed(s, "timeout");
     Py_DECREF(u);
@@ -173,6 +175,8 @@ static void up_body(Upstream *u, Stream *s, char *data, size_t len)
         enum chunk_result result = chunk_decode(&u->chunk, data, len, &off, &n, &consumed);
         if (result == CHUNK_BAD) {
             u->surprise = true;
+            if (u->chunk.over)
+                stream_trip(s, chunk_limit(&u->chunk));
             if (n)
                 (void)stream_relay(s, data + off, n, false);
             stream_failed(s, "malformed");
@@ -225,6 +229,8 @@ static void up_answer(Upstream *u, Stream *s, char *bytes, size_t len)
             return;
         }
         if (result == HTTP1_ERROR || head->status == 101) {
+            if (head->over)
+                stream_trip(s, head_limit(head));
             stream_failed(s, "malformed");
             return;
         }
@@ -250,7 +256,7 @@ static void up_answer(Upstream *u, Stream *s, char *bytes, size_t len)
         u->framing = head->framing;
         u->left = head->content_length;
         u->keep_alive = head->keep_alive && head->framing != HTTP1_TO_CLOSE;
-        chunk_init(&u->chunk);
+        chunk_init(&u->chunk, &core->limits.chunk);
         stream_answer(s, bytes, head);
         if (u->stream != s || s->phase != PHASE_HOLD) {
             if (u->stream == s)

@@ -18,8 +18,17 @@ from typing import Any
 
 import typer
 
+from ascproxy import _native
 from ascproxy.cli.app import application
-from ascproxy.config.schema import NodeFile, ResourcesFile, Section
+from ascproxy.config.schema import (
+    LimitsSection,
+    ListenerLimitsSection,
+    NodeFile,
+    ResourcesFile,
+    RouteLimitsSection,
+    Section,
+    TimeoutsSection,
+)
 from ascproxy.config.units import show_size, show_time
 from ascproxy.model.node import Limits
 from ascproxy.model.provider import UpstreamTimeouts
@@ -28,6 +37,7 @@ from ascproxy.model.route import Route
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 MADE = "<!-- made by tools/reference.py: change the schema or the command, then run it -->\n"
 HIDDEN = {"help"}
+CONNECTIONS = ("max_connections", "max_connections_per_ip", "max_unauthenticated_per_ip")
 UNITS = """\
 Times are a whole number with `ms`, `s`, `m`, `h` or `d`, sizes with `B`, `KiB`, `MiB` or `GiB`. An unknown key, a key
 written twice and a value of the wrong kind are errors; all findings of both files are shown at once. `yes`, `on` and
@@ -55,7 +65,11 @@ def noun_defaults() -> dict[str, dict[str, str]]:
 def _shown(name: str, value: Any) -> str:
     if name.endswith("_ms"):
         return f"`{show_time(value)}`"
-    counts = ("connection_requests", "max_fields", "json_depth", "json_keys", "json_digits", "max_connections")
+    if name == "trusted_peers":
+        return "none"
+    if name == "memory_limit":
+        return "the machine's"
+    counts = ("connection_requests", "max_fields", "json_depth", "json_keys", "json_digits", *CONNECTIONS)
     return f"`{value}`" if name in counts else f"`{show_size(value)}`"
 
 
@@ -160,6 +174,89 @@ def command_line() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+# What the caller sees of each limit that can trip, its public error code, and what the access line says of it. Where
+# there is no request there is no line. Names, defaults, places and meanings come from the schema.
+CLOSED = "the connection closes"
+SEEN: dict[str, tuple[str, str, str]] = {
+    "tls_handshake": (CLOSED, "-", "none"),
+    "header_timeout": ("408, then it closes", "request_timeout", "`limit`, without method and path"),
+    "idle_timeout": (CLOSED, "-", "none"),
+    "connection_age": ("`Connection: close` in the next answer", "-", "as usual"),
+    "connection_requests": ("`Connection: close` in the last answer", "-", "as usual"),
+    "body_idle": ("408, then it closes", "request_timeout", "`limit`"),
+    "body_min_rate": ("408, then it closes", "request_timeout", "`limit`"),
+    "body_total": ("408, then it closes", "request_timeout", "`limit`"),
+    "write_stall": ("a reset", "-", "`limit`, outcome `write_stall`"),
+    "max_request_line": ("414, then it closes", "uri_too_long", "`limit`, without method and path"),
+    "max_field": ("431, then it closes", "headers_too_large", "`limit`, without method and path"),
+    "max_head": ("431, then it closes", "headers_too_large", "`limit`, without method and path"),
+    "max_fields": ("431, then it closes", "headers_too_large", "`limit`, without method and path"),
+    "max_body": ("413, before more is read", "body_too_large", "`limit`"),
+    "max_bodies": ("503 with `Retry-After`, then it closes", "overloaded", "`limit`"),
+    "max_unauthenticated_body": ("401, before more is read", "invalid_api_key", "`limit`"),
+    "max_chunk_extension": ("400, then it closes", "invalid_request", "`limit`"),
+    "max_chunk_extensions": ("400, then it closes", "invalid_request", "`limit`"),
+    "max_trailers": ("400, then it closes", "invalid_request", "`limit`"),
+    "json_depth": ("400", "invalid_request", "`limit`"),
+    "json_keys": ("400", "invalid_request", "`limit`"),
+    "json_digits": ("400", "invalid_request", "`limit`"),
+    "max_connections": ("a new connection closes at once", "-", "none"),
+    "max_connections_per_ip": ("a new connection closes at once", "-", "none"),
+    "max_unauthenticated_per_ip": ("a new connection closes at once", "-", "none"),
+    "memory_keep_alive": ("`Connection: close` in each answer", "-", "as usual"),
+    "memory_refuse": ("503 with `Retry-After`, then it closes", "overloaded", "`limit`"),
+    "memory_accept": ("new connections wait, readiness is 503", "-", "none"),
+    "connect": ("the next target, else 502", "upstream_unreachable", "`limit`"),
+    "tls": ("the next target, else 502", "upstream_unreachable", "`limit`"),
+    "first_byte": ("504", "upstream_timeout", "`limit`"),
+    "between_tokens": ("the answer breaks off", "-", "`limit`, outcome `upstream_timeout`"),
+    "total": ("504, or the answer breaks off", "upstream_timeout", "`limit`"),
+}
+MEMORY_STEPS = {"memory_keep_alive": "85 %", "memory_refuse": "92 %", "memory_accept": "97 %"}
+LIMITS_INTRO = """\
+Each limit that is reached adds one to `ascproxy_limit_trips_total` with its name as `reason`. Where there is a
+request, its access line has the error code as `code` and the name as `limit`; a limit that is reached before there
+is one is counted only, so that nobody can fill a log without asking for anything. A listener's limits win over the
+node's, a route's over a provider's. What the codes look like to a caller is on the page of [errors](../errors.md).
+
+Limits of connections and bodies count per worker. Connections per address do, too: the kernel spreads a caller's
+connections over the workers, so that a node lets in about `workers` times as many. `max_connections` is never above
+half of the descriptors that a worker has after 256 are set aside
+([decision 4](../decisions/0004-connections.md)); the soft limit of descriptors is raised to the hard one at the
+start. An address has authenticated once a request from it was let through. That is remembered while it has a
+connection, and of those that have none for the last 1,024.
+
+`memory_limit` is compared five times a second with the anonymous and shared memory of all processes of the service.
+Each step is left 3 points below where it was entered, and keeps what those before it do. Metrics, health and the
+management socket are served by another process, which takes part in none of this.
+"""
+
+
+def limits() -> str:
+    """The page of limits that can trip."""
+    sections: dict[str, type[Section]] = {
+        "node": LimitsSection,
+        "listener": ListenerLimitsSection,
+        "provider": TimeoutsSection,
+        "route": RouteLimitsSection,
+    }
+    usual = noun_defaults()
+    lines = ["# Limits", "", MADE, LIMITS_INTRO]
+    lines += ["| limit | default | set for | is about | the caller sees | code | access line |", "|---" * 7 + "|"]
+    for name in _native.LIMIT_NAMES:
+        seen, code, line = SEEN[name]
+        code = code if code == "-" else f"`{code}`"
+        if name in MEMORY_STEPS:
+            row = (f"{MEMORY_STEPS[name]} of `memory_limit`", "node", "the memory of the service")
+        else:
+            places = [place for place, section in sections.items() if name in section.model_fields]
+            section = sections["provider" if "provider" in places else "node"]
+            what = str(section.model_fields[name].description).partition("; then")[0]
+            row = (usual[section.__name__][name], ", ".join(places), what)
+        lines.append("| " + " | ".join((f"`{name}`", *row, seen, code, line)) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def _option_row(option: Any) -> str:
     flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
     text = re.sub(r"\s+", " ", option.help or "").replace("|", "\\|")
@@ -184,6 +281,7 @@ def pages() -> dict[str, str]:
     return {
         "configuration.md": configuration(),
         "cli.md": command_line(),
+        "limits.md": limits(),
         "ascproxy.schema.json": schema(NodeFile),
         "resources.schema.json": schema(ResourcesFile),
     }

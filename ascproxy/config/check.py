@@ -34,6 +34,15 @@ MAX_UNIX_PATH = 107  # sun_path of unix(7), without its NUL
 LONGEST_SOCKET = "control.sock"  # of those in run_dir
 PRIVATE = "plaintext is for loopback addresses and Unix sockets only"
 SCHEMES = ("file", "systemd", "env")
+# Limits that are parts of another one.
+PARTS = (
+    ("max_request_line", "max_head"),
+    ("max_field", "max_head"),
+    ("max_chunk_extension", "max_chunk_extensions"),
+    ("max_connections_per_ip", "max_connections"),
+    ("max_unauthenticated_per_ip", "max_connections_per_ip"),
+)
+COUNTS = ("max_connections", "max_connections_per_ip")
 Address = tuple[str, int] | Path
 
 
@@ -181,11 +190,12 @@ def _on_tmpfs(path: Path) -> bool:
 
 def _check_limits(document: Document, at: Location, own: ListenerLimitsSection, node: ListenerLimitsSection) -> None:
     """A part that may be larger than its whole is a limit that never speaks."""
-    for part, whole in (("max_request_line", "max_head"), ("max_field", "max_head")):
-        value = getattr(own, part)
-        most = getattr(own, whole) or getattr(node, whole) or getattr(Limits(), whole)
+    for part, whole in PARTS:
+        value = getattr(own, part, None)
+        most = getattr(own, whole, None) or getattr(node, whole) or getattr(Limits(), whole)
         if value is not None and value > most:
-            document.report((*at, part), f"is more than {whole}, which is {show_size(most)} here; raise that too")
+            shown = str(most) if whole in COUNTS else show_size(most)
+            document.report((*at, part), f"is more than {whole}, which is {shown} here; raise that too")
 
 
 def _address(document: Document, folder: Path, at: Location, text: str, taken: Mapping[Address, str]) -> Address | None:

@@ -108,6 +108,8 @@ def _limits(base: Limits, section: ListenerLimitsSection) -> Limits:
     """``base`` with what ``section`` says; a time is ``NAME`` in the file and ``NAME_ms`` in the noun."""
     fields = {f.name for f in dataclasses.fields(Limits)}
     said = section.model_dump(exclude_none=True)
+    if "trusted_peers" in said:
+        said["trusted_peers"] = tuple(said["trusted_peers"])
     return dataclasses.replace(base, **{n if n in fields else f"{n}_ms": value for n, value in said.items()})
 
 

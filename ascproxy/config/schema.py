@@ -6,11 +6,12 @@ comes from :mod:`ascproxy.model`, so that there is one place to read it.
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from ascproxy.config.units import parse_size, parse_time
+from ascproxy.config.units import parse_memory, parse_size, parse_time
 from ascproxy.model.provider import ProviderType
 
 MAX_WORKERS = 256
@@ -32,12 +33,23 @@ def _model(value: str) -> str:
     return value
 
 
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value))
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no network ({error}): write 10.0.0.0/8, 2001:db8::/32 or one address") from None
+
+
 Time = Annotated[
     int, BeforeValidator(parse_time), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"})
 ]
 Size = Annotated[
     int, BeforeValidator(parse_size), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)$"})
 ]
+Memory = Annotated[
+    int, BeforeValidator(parse_memory), WithJsonSchema({"type": "string", "pattern": "^[0-9]+(B|KiB|MiB|GiB)$"})
+]
+Network = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_network)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Text = Annotated[str, Field(min_length=1, max_length=4096, pattern=PRINTABLE)]
 Model = Annotated[str, Field(min_length=1, pattern=PRINTABLE), AfterValidator(_model)]
@@ -73,6 +85,9 @@ class ListenerLimitsSection(Section):
     max_fields: int | None = Field(None, ge=4, le=128, description="header fields; then 431")
     max_body: Size | None = Field(None, description="a request body, where the route says nothing; then 413")
     max_unauthenticated_body: Size | None = Field(None, description="a request body before its credential is checked")
+    max_chunk_extension: Size | None = Field(None, le=65_536, description="extensions of one chunk of a body; then 400")
+    max_chunk_extensions: Size | None = Field(None, le=1 << 24, description="extensions of all its chunks; then 400")
+    max_trailers: Size | None = Field(None, le=65_536, description="its trailers, which are never passed on; then 400")
     json_depth: int | None = Field(None, ge=2, le=64, description="nesting of a JSON request body; then 400")
     json_keys: int | None = Field(None, ge=16, le=10_000_000, description="members of all its objects; then 400")
     json_digits: int | None = Field(None, ge=16, le=4_096, description="digits of one number; then 400")
@@ -83,6 +98,24 @@ class LimitsSection(ListenerLimitsSection):
 
     max_bodies: Size | None = Field(None, description="all request bodies that a worker holds; then 503")
     max_connections: int | None = Field(None, ge=1, le=1_000_000, description="connections of a worker")
+    max_connections_per_ip: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="connections of a worker from one address (IPv6: from 64 bits of it); loopback, Unix sockets and "
+        "`trusted_peers` are exempt",
+    )
+    max_unauthenticated_per_ip: int | None = Field(
+        None, ge=1, le=1_000_000, description="the same while no request from that address had a valid key"
+    )
+    trusted_peers: list[Network] | None = Field(
+        None, max_length=64, description="networks that the two limits above leave alone, such as a load balancer's"
+    )
+    memory_limit: Memory | None = Field(
+        None,
+        description="memory of all processes of the service: at 85 % answers close their connections, at 92 % requests "
+        "get 503, at 97 % nobody accepts; default: the cgroup's limit, else 80 % of the machine's memory",
+    )
     drain_unary: Time | None = Field(None, description="how long a stop or restart waits for unary requests")
     drain_stream: Time | None = Field(None, description="how long a stop or restart waits for streams")
 

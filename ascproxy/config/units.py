@@ -13,6 +13,7 @@ SIZE_UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 # Deadlines end in 32-bit milliseconds (24.8 days) in the core; sizes in counters that are summed.
 MAX_TIME_MS = 7 * TIME_UNITS["d"]
 MAX_SIZE = 64 * SIZE_UNITS["GiB"]
+MAX_MEMORY = 65_536 * SIZE_UNITS["GiB"]
 
 _QUANTITY = re.compile(r"([0-9]{1,15})([A-Za-z]*)")
 _LOOSE_SIZES = {"k": "KiB", "kb": "KiB", "kib": "KiB", "m": "MiB", "mb": "MiB", "mib": "MiB", "g": "GiB", "gb": "GiB"}
@@ -32,8 +33,8 @@ def parse_time(text: object) -> int:
     return number * TIME_UNITS[unit]
 
 
-def parse_size(text: object) -> int:
-    """Bytes. Raises ValueError with a sentence that says how to write it."""
+def parse_size(text: object, most: int = MAX_SIZE) -> int:
+    """Bytes, at most ``most``. Raises ValueError with a sentence that says how to write it."""
     number, unit = _split(text, "a size is written with its unit, such as 64KiB, 32MiB or 512B")
     if not unit:
         raise ValueError(f"a size needs its unit: {number}B or {number}KiB")
@@ -43,9 +44,14 @@ def parse_size(text: object) -> int:
         raise ValueError(f"{unit!r} is not a unit of size; use B, KiB, MiB or GiB{hint}")
     if number == 0:
         raise ValueError("a size of 0 would let nothing through; write at least 1B")
-    if number * SIZE_UNITS[unit] > MAX_SIZE:
-        raise ValueError("is more than 64GiB, the most that a size can be")
+    if number * SIZE_UNITS[unit] > most:
+        raise ValueError(f"is more than {show_size(most)}, the most that a size can be")
     return number * SIZE_UNITS[unit]
+
+
+def parse_memory(text: object) -> int:
+    """Bytes of a machine's memory, which can be more than any size that passes through one."""
+    return parse_size(text, MAX_MEMORY)
 
 
 def show_time(ms: int) -> str:

@@ -63,7 +63,7 @@ class Service:
 
 def public(service: Service) -> Application:
     """``/metrics``, ``/healthz/live``, ``/healthz/ready``."""
-    collector = exposition.PageCollector(service.node.pages, service.node.now_ns)
+    collector = exposition.PageCollector(service.node.pages, service.node.now_ns, service.node.shared_page())
 
     async def answer(method: str, path: str, _: bytes) -> Answer:
         if path not in ("/metrics", "/healthz/live", "/healthz/ready"):

@@ -45,6 +45,11 @@ class Node:
             self._pages.append(open_page(self.run_dir / f"slot-{len(self._pages)}.page", writable=False))
         return self._pages
 
+    def shared_page(self) -> _native.Page | None:
+        """The shared page, None before the supervisor has made it."""
+        path = self.run_dir / SHARED
+        return open_page(path, writable=False) if path.exists() else None
+
     def status(self, revision: str | None) -> dict[str, Any]:
         """The document of ``ascproxy status --json``."""
         workers = [self._worker(slot, page) for slot, page in enumerate(self.pages()) if _load(page, "state") != EMPTY]
@@ -81,7 +86,7 @@ class Node:
 
 
 class SharedPage:
-    """The shared page; control is the only writer of these cells."""
+    """What control writes into the shared page: nobody else writes these cells."""
 
     def __init__(self, run_dir: Path) -> None:
         self._page = open_page(run_dir / SHARED, writable=True)

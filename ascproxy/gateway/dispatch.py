@@ -27,7 +27,7 @@ from ascproxy.gateway.refusal import refuse
 from ascproxy.gateway.runtime import Course, Leg
 from ascproxy.telemetry.log import Log
 from ascproxy.upstream.balance import choose
-from ascproxy.upstream.connection import ConnectError, Connector
+from ascproxy.upstream.connection import ConnectError, Connector, ConnectTimeout
 
 if TYPE_CHECKING:
     from ascproxy._native import Stream
@@ -243,6 +243,7 @@ class Dispatcher:
         """One attempt to connect and send. The leg to try next, None when the request is on its way or answered."""
         left_ms = (asking.until_ns - self._monotonic_ns()) // MS
         if left_ms <= 0:
+            stream.trip("total")
             self._refuse(stream, Step.TIMEOUT, leg)
             return None
         try:
@@ -263,6 +264,8 @@ class Dispatcher:
             self._log.warning("no connection to a provider", provider=leg.provider, reason=str(error))
         if stream.done:
             return None
+        if isinstance(error, ConnectTimeout):
+            stream.trip(error.limit)
         step = after_connect(
             more_endpoints=len(asking.course.targets[asking.index]) > 1,
             may_retry=self._may_retry(asking),

@@ -148,6 +148,7 @@ class Exchange:
         elif 0 <= stream.content_length <= limits.max_unauthenticated_body:
             stream.body_limit = limits.max_unauthenticated_body
         else:
+            stream.trip("max_unauthenticated_body")
             refuse(stream, self._meter, "invalid_api_key")
 
     def on_request(self, stream: Stream) -> None:
@@ -162,6 +163,7 @@ class Exchange:
                 return
         stream.log = admitted.log
         if stream.body_len > admitted.max_body:
+            stream.trip("max_body")
             refuse(stream, self._meter, "body_too_large", detail=f"this model takes at most {admitted.max_body} bytes")
             return
 
@@ -267,6 +269,8 @@ class Exchange:
         elif stream.body_len == 0:
             refuse(stream, self._meter, "invalid_json", detail="it is empty")
         else:
+            if stream.scan_limit:
+                stream.trip(stream.scan_limit)
             refuse(stream, self._meter, stream.scan_code, detail=stream.scan_error)
 
     def _refuse_route(self, stream: Stream, refused: Refused, shape: Shape) -> None:

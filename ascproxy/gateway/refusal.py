@@ -40,8 +40,9 @@ CATALOGUE: dict[str, Entry] = {
         400,
         False,
         "The request cannot be served as it is: {detail}.",
-        "The request breaks HTTP, has a member of the wrong type, exceeds a limit of JSON (depth, members, digits), is "
-        "compressed, has an unknown query string, or names no model where the key has more than one route.",
+        "The request breaks HTTP, has a member of the wrong type, exceeds a limit of JSON (depth, members, digits) or "
+        "of chunks (extensions, trailers), is compressed, has an unknown query string, or names no model where the key "
+        "has more than one route.",
     ),
     "invalid_json": Entry(
         400, False, "The request body is not a JSON object: {detail}.", "The body is empty or is not one JSON object."
@@ -144,7 +145,8 @@ CATALOGUE: dict[str, Entry] = {
         503,
         True,
         "The gateway holds as much as it may: try again shortly.",
-        "The bodies being collected by a worker are at `max_bodies`.",
+        "The bodies being collected by a worker are at `max_bodies`, or the memory of the service is at 92 % of "
+        "`memory_limit`.",
         after=1,
     ),
     "upstream_timeout": Entry(

@@ -16,7 +16,10 @@ class ListenerTls:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of LIMITS 1 that HTTP/1.1 and upstreams need; milliseconds, bytes, counts."""
+    """The limits of LIMITS 1 that HTTP/1.1 and upstreams need; milliseconds, bytes, counts.
+
+    ``trusted_peers`` are networks (``10.0.0.0/8``); ``memory_limit`` 0: the cgroup's, else 80 % of the machine's.
+    """
 
     tls_handshake_ms: int = 10_000
     header_timeout_ms: int = 10_000
@@ -34,10 +37,17 @@ class Limits:
     max_body: int = 32 * 1024 * 1024
     max_bodies: int = 256 * 1024 * 1024
     max_unauthenticated_body: int = 65_536
+    max_chunk_extension: int = 256
+    max_chunk_extensions: int = 16_384
+    max_trailers: int = 8_192
     json_depth: int = 64
     json_keys: int = 10_000
     json_digits: int = 64
     max_connections: int = 16_384
+    max_connections_per_ip: int = 2_048
+    max_unauthenticated_per_ip: int = 512
+    trusted_peers: tuple[str, ...] = ()
+    memory_limit: int = 0
     drain_unary_ms: int = 30_000
     drain_stream_ms: int = 600_000
 

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str], environment: Mapping[str, str]) -> int:
     parser.add_argument("--control", default=CONTROL, metavar="MODULE", help="what runs as control")
     options = parser.parse_args(arguments)
     log = Log("supervisor")
+    child.raise_descriptors()  # for its sockets: one for each slot and listener
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop runs, a signal just ends us, and children follow
 
     def start_control() -> tuple[Child, Mailbox]:

@@ -111,10 +111,15 @@ def harden(parent: int, death_signal: int, *, dumpable: bool) -> None:
     if os.getppid() != parent:
         os._exit(0)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_descriptors()
     if not dumpable:
         _prctl(PR_SET_DUMPABLE, 0)
+
+
+def raise_descriptors() -> None:
+    """Let this process open as many descriptors as it may: the soft limit is for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def entry(name: str) -> Callable[..., int]:

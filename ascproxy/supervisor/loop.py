@@ -21,6 +21,7 @@ from ascproxy.supervisor import child
 from ascproxy.supervisor.child import Child
 from ascproxy.supervisor.commands import Answer, Commands
 from ascproxy.supervisor.holdings import Holdings
+from ascproxy.supervisor.memory import Memory
 from ascproxy.supervisor.notify import Notifier
 from ascproxy.supervisor.reload import Reloader
 from ascproxy.supervisor.slots import MS, Action, Event, Fleet, Order, Slot, State
@@ -69,6 +70,7 @@ class Supervisor:
             in_force=self._serve_control,
             status=self._status,
         )
+        self._memory = Memory(holdings.shared_page.page, holdings.node.limits.memory_limit, log)
         self._wanted = holdings.node.workers
         self._drain_ms = (holdings.node.limits.drain_unary_ms, holdings.node.limits.drain_stream_ms)
         self._hard_stop_ns: int | None = None
@@ -109,6 +111,7 @@ class Supervisor:
     def _timeout(self) -> float | None:
         control = self._control_slot.deadline()
         times = [self.fleet.next_ns(), control[0] if control else None, self._hard_stop_ns, self._rotate_ns]
+        times.append(self._memory.due_ns)
         if self.notifier.watchdog_ns is not None:
             times.append(self._watchdog_ns)
         known = [time for time in times if time is not None]
@@ -125,6 +128,8 @@ class Supervisor:
             self._kill_all()
         if self.fleet.stopping and self.fleet.settled:
             self._carry_out_control(self._control_slot.step(Event.UNWANTED, now))
+        pages = (berth.page.page for berth in self.holdings.berths)
+        self._memory.look(now, pages, [self._children[CONTROL].pid] if CONTROL in self._children else [])
         if now >= self._rotate_ns:
             self._rotate_ns = now + TICKETS_NS
             self._reloader.rotate_tickets()

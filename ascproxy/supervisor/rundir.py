@@ -102,10 +102,11 @@ class RunDir:
         return page
 
     def create_shared_page(self) -> PageFile:
-        """The shared page, with the cells that control writes."""
+        """The shared page, with its cells: every process finds them by their keys."""
         page = self.create_page(SHARED)
         page.page.series(metrics.KEY_EPOCH, 1)
-        page.page.series(metrics.REVISION, 1)
+        for key in (metrics.REVISION, metrics.OVERLOAD, metrics.MEMORY, metrics.MEMORY_LIMIT):
+            page.page.series(key, 1)
         return page
 
     def repair(self, file: PageFile, slot: int) -> bool:

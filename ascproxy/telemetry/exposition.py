@@ -22,22 +22,32 @@ Labels = tuple[str, ...]
 
 
 class PageCollector(Collector):
-    """Reads ``pages()``, the pages of all slots by slot number, at each collection. ``now_ns`` is monotonic."""
+    """Reads ``pages()``, the pages of all slots by slot number, and ``shared``, the shared page, at each collection.
+    ``now_ns`` is monotonic."""
 
-    def __init__(self, pages: Callable[[], Sequence[_native.Page]], now_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        pages: Callable[[], Sequence[_native.Page]],
+        now_ns: Callable[[], int],
+        shared: _native.Page | None = None,
+    ) -> None:
         self._pages = pages
         self._now_ns = now_ns
+        self._shared = shared
 
     def collect(self) -> Iterator[Metric]:
         pages = self._pages()
-        blocks, refusals = _sum_series(pages)
+        blocks, singles = _sum_series(pages)
         yield _counter(metrics.REQUESTS, _requests(blocks))
-        yield _counter(metrics.REFUSED, [((code,), n) for code, n in refusals.items()])
+        yield _counter(metrics.REFUSED, singles[metrics.REFUSALS])
+        yield _counter(metrics.TRIPPED, singles[metrics.LIMITS])
         for histogram in metrics.HISTOGRAMS:
             yield _histogram(histogram, blocks)
         yield _counter(metrics.TOKENS, _tokens(blocks))
         yield from _header_families(pages)
         yield from _worker_families(pages, self._now_ns())
+        if self._shared is not None:
+            yield from _shared_families(self._shared)
 
 
 def render(collector: PageCollector) -> bytes:
@@ -47,9 +57,10 @@ def render(collector: PageCollector) -> bytes:
     return generate_latest(registry)
 
 
-def _sum_series(pages: Sequence[_native.Page]) -> tuple[dict[Labels, list[int]], dict[str, int]]:
+def _sum_series(pages: Sequence[_native.Page]) -> tuple[dict[Labels, list[int]], dict[bytes, list[tuple[Labels, int]]]]:
+    """The blocks of exchanges by their labels, and the series of one cell and one label by their kind."""
     blocks: dict[Labels, list[int]] = {}
-    refusals: dict[str, int] = {}
+    sums: dict[bytes, dict[Labels, int]] = {metrics.REFUSALS: {}, metrics.LIMITS: {}}
     for page in pages:
         for key, first, cells in page.records():
             kind, *labels = key.split(metrics.SEPARATOR)
@@ -58,9 +69,9 @@ def _sum_series(pages: Sequence[_native.Page]) -> tuple[dict[Labels, list[int]],
                 block = blocks.setdefault(names, [0] * cells)
                 for i in range(cells):
                     block[i] += page.load(first + i)
-            elif kind == metrics.REFUSALS and len(names) == 1:
-                refusals[names[0]] = refusals.get(names[0], 0) + page.load(first)
-    return blocks, refusals
+            elif kind in sums and len(names) == 1:
+                sums[kind][names] = sums[kind].get(names, 0) + page.load(first)
+    return blocks, {kind: list(found.items()) for kind, found in sums.items()}
 
 
 def _requests(blocks: dict[Labels, list[int]]) -> Iterator[tuple[Labels, int]]:
@@ -113,6 +124,14 @@ def _header_families(pages: Sequence[_native.Page]) -> Iterator[Metric]:
         else:
             family.add_metric(header.fixed, sum(values))
     yield from families.values()
+
+
+def _shared_families(shared: _native.Page) -> Iterator[Metric]:
+    cells = {key: first for key, first, _ in shared.records()}
+    for metric, key in metrics.SHARED_METRICS:
+        family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+        family.add_metric((), shared.load(cells.get(key, 0)))
+        yield family
 
 
 def _worker_families(pages: Sequence[_native.Page], now_ns: int) -> Iterator[Metric]:

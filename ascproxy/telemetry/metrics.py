@@ -21,10 +21,14 @@ PAGE_SIZE = 1 << 20
 SEPARATOR = b"\0"
 EXCHANGE = b"exchange"
 REFUSALS = b"refusals"
+LIMITS = b"limits"  # written natively: find_trips of native/py_core.c
 EXCHANGE_LABELS = ("listener", "route", "provider", "operation")
-# Cells of the shared page, written by control alone and read by every worker.
+# Cells of the shared page, read by every process. Control alone writes the first two, the supervisor the others.
 KEY_EPOCH = b"key_epoch"
 REVISION = b"revision"
+OVERLOAD = b"overload"
+MEMORY = b"memory"
+MEMORY_LIMIT = b"memory_limit"
 
 
 class Kind(Enum):
@@ -81,6 +85,12 @@ TOKENS = Metric(
 )
 REFUSED = Metric(
     "ascproxy_refusals_total", Kind.COUNTER, "Requests that ascproxy answered itself, by public error code.", ("code",)
+)
+TRIPPED = Metric(
+    "ascproxy_limit_trips_total",
+    Kind.COUNTER,
+    "Times that a limit was reached, by its name; each is explained on the page of limits.",
+    ("reason",),
 )
 HISTOGRAMS = (
     BlockHistogram(
@@ -184,6 +194,33 @@ HEADER_METRICS = (
         "revision_failed",
         per_slot=True,
     ),
+    HeaderMetric(
+        Metric(
+            "ascproxy_worker_memory_bytes",
+            Kind.GAUGE,
+            "Anonymous memory of a slot's worker, without what it still shares with the supervisor.",
+            ("slot",),
+        ),
+        "memory",
+        per_slot=True,
+    ),
+)
+# One cell of the shared page each.
+SHARED_METRICS = (
+    (
+        Metric("ascproxy_memory_bytes", Kind.GAUGE, "Anonymous and shared memory of all processes of the service.", ()),
+        MEMORY,
+    ),
+    (Metric("ascproxy_memory_limit_bytes", Kind.GAUGE, "The `memory_limit` in force.", ()), MEMORY_LIMIT),
+    (
+        Metric(
+            "ascproxy_overload_step",
+            Kind.GAUGE,
+            "0 none, 1 answers close their connections, 2 requests get 503, 3 nobody accepts.",
+            (),
+        ),
+        OVERLOAD,
+    ),
 )
 WORKER_REVISION = Metric(
     "ascproxy_worker_revision", Kind.GAUGE, "1 for the revision that a slot's worker decides on.", ("slot", "revision")
@@ -204,13 +241,15 @@ GAUGE_CELLS = (
     "revision",
     "revision_failed",
     "pid",
+    "memory",
 )
 
 
 def table() -> tuple[Metric, ...]:
     """Every family once, in the order of the operations page."""
-    families = [REQUESTS, REFUSED, *(h.metric for h in HISTOGRAMS), TOKENS]
+    families = [REQUESTS, REFUSED, TRIPPED, *(h.metric for h in HISTOGRAMS), TOKENS]
     families += [h.metric for h in HEADER_METRICS] + [WORKER_REVISION, HEARTBEAT_AGE]
+    families += [metric for metric, _ in SHARED_METRICS]
     return tuple(dict.fromkeys(families))
 
 

@@ -33,7 +33,11 @@ class ConnectError(AscproxyError):
 
 
 class ConnectTimeout(ConnectError):
-    """No connection within its deadline."""
+    """No connection within its deadline; ``limit`` names it: ``connect``, ``tls`` or ``total``."""
+
+    def __init__(self, reason: str, limit: str) -> None:
+        super().__init__(reason)
+        self.limit = limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +86,9 @@ class Connector:
             async with asyncio.timeout(min(address.connect_ms, within_ms) / 1000):
                 sock = await self._socket(address, where)
         except TimeoutError as error:
-            raise ConnectTimeout(f"{where} did not accept a connection within {address.connect_ms} ms") from error
+            limit_ms = min(address.connect_ms, within_ms)
+            limit = "connect" if limit_ms == address.connect_ms else "total"
+            raise ConnectTimeout(f"{where} did not accept a connection within {limit_ms} ms", limit) from error
         return await self._ready(sock, address, where, within_ms)
 
     async def _socket(self, address: Address, where: str) -> socket.socket:
@@ -144,7 +150,9 @@ class Connector:
                 upstream, reason = await outcome
         except TimeoutError as error:
             transport.abort()
-            raise ConnectTimeout(f"{where} did not finish the TLS handshake within {address.tls_ms} ms") from error
+            limit_ms = min(address.tls_ms, within_ms)
+            limit = "tls" if limit_ms == address.tls_ms else "total"
+            raise ConnectTimeout(f"{where} did not finish the TLS handshake within {limit_ms} ms", limit) from error
         except asyncio.CancelledError:
             transport.abort()
             raise

@@ -8,6 +8,7 @@ takes effect at a restart.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import resource
 from collections.abc import Callable
@@ -50,7 +51,13 @@ class GatewayPath:
             log=place.log,
             environ=os.environ,
         )
-        self._core = _native.Core(walk=self._exchange, page=place.page, limits=native_limits(snapshot.node.limits))
+        limits = snapshot.node.limits
+        self._core = _native.Core(
+            walk=self._exchange,
+            page=place.page,
+            limits=native_limits(limits),
+            trusted_peers=tuple(map(native_network, limits.trusted_peers)),
+        )
         self._exchange.bind(self._core)
         self._listeners: dict[str, _native.Listener] = {}
         self._wanted = {bound.name for bound in place.sockets}
@@ -84,6 +91,9 @@ class GatewayPath:
     def tick(self, now_ns: int) -> None:
         self._core.tick(now_ns)
 
+    def overload(self, step: int) -> None:
+        self._core.overload = step
+
     def drain(self, unary_ns: int, stream_ns: int) -> None:
         self._core.drain(unary_ns, stream_ns)
 
@@ -106,7 +116,16 @@ def native_limits(limits: Limits) -> dict[str, int]:
     """The limits by name, with no more connections than descriptors allow (docs/decisions/0004-connections.md)."""
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = max(1, (descriptors - RESERVED_DESCRIPTORS) // DESCRIPTORS_PER_STREAM)
-    return asdict(limits) | {"max_connections": min(limits.max_connections, most)}
+    numbers = {name: value for name, value in asdict(limits).items() if isinstance(value, int)}
+    return numbers | {"max_connections": min(limits.max_connections, most)}
+
+
+def native_network(text: str) -> tuple[bytes, int]:
+    """A network as the core compares it: IPv4 addresses are ``::ffff:a.b.c.d`` there."""
+    network = ipaddress.ip_network(text)
+    if network.version == 4:
+        return bytes(10) + b"\xff\xff" + network.network_address.packed, network.prefixlen + 96
+    return network.network_address.packed, network.prefixlen
 
 
 def _context(listener: Listener, tickets: TicketKeys) -> _native.TlsContext | None:

@@ -27,11 +27,13 @@ from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
 from ascproxy.net.tls import TicketKeys
 from ascproxy.telemetry import metrics
 from ascproxy.telemetry.log import Log
+from ascproxy.telemetry.memory import Footprint
 from ascproxy.worker import accesslog
 
 TICK_S = 0.1
 TICKS_PER_BEAT = 10
 MS = 1_000_000
+NO_ACCEPT = 3  # the step of ascproxy.supervisor.memory at which nobody accepts
 
 
 class DataPath(Protocol):
@@ -45,6 +47,9 @@ class DataPath(Protocol):
 
     def use_tickets(self, tickets: TicketKeys) -> None:
         """Seal and open session tickets with these keys."""
+
+    def overload(self, step: int) -> None:
+        """Do what the step of :mod:`ascproxy.supervisor.memory` asks for, from now on."""
 
     def tick(self, now_ns: int) -> None: ...
     def drain(self, unary_ns: int, stream_ns: int) -> None: ...
@@ -76,16 +81,21 @@ MakeDataPath = Callable[[asyncio.AbstractEventLoop, Place, Snapshot], DataPath]
 
 @dataclass(slots=True)
 class Worker:
-    """A running worker. ``servers`` are by slot, its own and those that it has adopted."""
+    """A running worker. ``sockets`` are by slot, its own and those that it has adopted; ``servers`` accept on copies of
+    them, so that accepting can pause and go on while connections wait in the kernel."""
 
     place: Place
     loop: asyncio.AbstractEventLoop
     path: DataPath
     sink: accesslog.Sink | None
     done: asyncio.Event
+    footprint: Footprint
+    step_cell: int
+    sockets: dict[int, list[tuple[str, socket.socket]]] = field(default_factory=dict)
     servers: dict[int, list[asyncio.AbstractServer]] = field(default_factory=dict)
     commands: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False
+    paused: bool = False
     hard_stop_ns: int = 0
     _ticks: int = 0
     _dropped: int = 0
@@ -96,6 +106,8 @@ class Worker:
         self.path.tick(now)
         page, cells = self.place.page, _native.Page.CELLS
         page.store(cells["heartbeat_ns"], now)
+        page.store(cells["memory"], self.footprint.read())
+        self.heed(self.place.shared_page.load(self.step_cell))
         self.flush_log()
         if self._ticks % TICKS_PER_BEAT == 0:
             self.place.mailbox.send(Frame(Kind.BEAT, payload={"in_flight": self.path.in_flight}))
@@ -115,20 +127,60 @@ class Worker:
             self.place.page.add(_native.Page.CELLS["log_dropped"], self.sink.dropped - self._dropped)
             self._dropped = self.sink.dropped
 
+    def heed(self, step: int) -> None:
+        """Obey the step of overload that the supervisor has published."""
+        self.path.overload(step)
+        if step >= NO_ACCEPT and not self.paused:
+            self.paused = True
+            self.place.page.store(_native.Page.CELLS["listening"], 0)
+            for servers in self.servers.values():
+                close(servers)
+        elif step < NO_ACCEPT and self.paused and not self.draining:
+            self.paused = False
+            task = self.loop.create_task(self.accept_again())
+            self.commands.add(task)
+            task.add_done_callback(self.commands.discard)
+
+    async def accept_again(self) -> None:
+        """Go on after a pause."""
+        try:
+            for slot in list(self.sockets):
+                await self.open(slot)
+        except OSError as error:
+            self.place.log.error("cannot accept again", reason=str(error))
+            for servers in self.servers.values():
+                close(servers)
+            self.paused = True  # the next tick tries again, from the beginning
+            return
+        if not self.draining and not self.paused:
+            self.place.page.store(_native.Page.CELLS["listening"], 1)
+
     async def accept(self, slot: int, sockets: Sequence[tuple[str, socket.socket]]) -> None:
-        """Accept on a slot's sockets. They are listening already or start to: the backlog is passed each time."""
-        servers = self.servers.setdefault(slot, [])
-        for name, end in sockets:
+        """Accept on a slot's sockets, unless this is a pause: then after it."""
+        self.sockets[slot] = list(sockets)
+        await self.open(slot)
+
+    async def open(self, slot: int) -> None:
+        """Open servers on a slot's sockets. They listen already or start to: the backlog is passed each time."""
+        keep: dict[str, Any] = {"cleanup_socket": False}  # the path of a Unix socket is the supervisor's to remove
+        for name, end in self.sockets.get(slot, ()):
+            if self.paused:
+                return
             protocol = self.path.protocol(name)
             if end.family == socket.AF_UNIX:
-                server = await self.loop.create_unix_server(protocol, sock=end, backlog=BACKLOG)
+                server = await self.loop.create_unix_server(protocol, sock=end.dup(), backlog=BACKLOG, **keep)
             else:
-                server = await self.loop.create_server(protocol, sock=end, backlog=BACKLOG)
-            servers.append(server)
+                server = await self.loop.create_server(protocol, sock=end.dup(), backlog=BACKLOG)
+            if self.paused or slot not in self.sockets:  # meanwhile
+                server.close()
+            else:
+                self.servers.setdefault(slot, []).append(server)
 
     def stop_accepting(self, slot: int) -> None:
-        for server in self.servers.pop(slot, []):
-            server.close()
+        """Never accept on a slot's sockets again."""
+        close(self.servers.pop(slot, []))
+        for _, end in self.sockets.pop(slot, []):
+            end.close()
 
     def read_mailbox(self) -> None:
         """Take every command that waits."""
@@ -207,13 +259,19 @@ class Worker:
 
     def drain(self, unary_ms: int, stream_ms: int) -> None:
         """Accept no more; exit when the last connection is gone, at the latest after the longer time."""
-        for slot in list(self.servers):
+        for slot in list(self.sockets):
             self.stop_accepting(slot)
         self.place.page.store(_native.Page.CELLS["listening"], 0)
         now = monotonic_ns()
         self.path.drain(now + unary_ms * MS, now + stream_ms * MS)
         self.hard_stop_ns = now + max(unary_ms, stream_ms) * MS
         self.draining = True
+
+
+def close(servers: list[asyncio.AbstractServer]) -> None:
+    """Stop accepting, and forget the servers."""
+    while servers:
+        servers.pop().close()
 
 
 def serve(place: Place, make: MakeDataPath) -> int:
@@ -235,11 +293,14 @@ async def _live(place: Place, loop: asyncio.AbstractEventLoop, make: MakeDataPat
     os.close(place.snapshot)
     path = make(loop, place, found)
     path.adopt(found, place.tickets)
-    worker = Worker(place, loop, path, accesslog.open_sink(found.node.access_log), asyncio.Event())
+    sink = accesslog.open_sink(found.node.access_log)
+    step = place.shared_page.series(metrics.OVERLOAD, 1)
+    worker = Worker(place, loop, path, sink, asyncio.Event(), Footprint(), step)
     cells = _native.Page.CELLS
     place.page.store(cells["revision"], metrics.revision_number(found.revision))
+    worker.heed(place.shared_page.load(step))
     await worker.accept(place.slot, [(bound.name, bound.socket) for bound in place.sockets])
-    place.page.store(cells["listening"], 1)
+    place.page.store(cells["listening"], int(not worker.paused))
     loop.add_reader(place.mailbox.fileno(), worker.read_mailbox)
     place.mailbox.send(Frame(Kind.READY, payload={"revision": found.revision}))
     worker.tick()

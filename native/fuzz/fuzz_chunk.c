@@ -17,7 +17,7 @@ static enum chunk_result decode(const uint8_t *data, size_t size, size_t step, c
 {
     chunk_decoder decoder;
     enum chunk_result result = CHUNK_MORE;
-    chunk_init(&decoder);
+    chunk_init(&decoder, &(chunk_limits)CHUNK_LIMITS);
     *out_len = *used = 0;
     while (result == CHUNK_MORE && *used < size) {
         size_t n = size - *used < step ? size - *used : step, off, len, consumed;

@@ -56,7 +56,7 @@ static void chunk_once(void)
 {
     chunk_decoder decoder;
     size_t off, len, consumed;
-    chunk_init(&decoder);
+    chunk_init(&decoder, &(chunk_limits)CHUNK_LIMITS);
     if (chunk_decode(&decoder, chunk, chunk_len, &off, &len, &consumed) != CHUNK_MORE || consumed != chunk_len)
         abort();
 }

@@ -9,10 +9,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MAX_EXTENSION = 256 };
+
 static enum chunk_result decode(const char *text, size_t first, char *payload, size_t *len, size_t *used)
 {
     chunk_decoder decoder;
-    chunk_init(&decoder);
+    chunk_init(&decoder, &(chunk_limits)CHUNK_LIMITS);
     size_t total = strlen(text), off, n, consumed;
     enum chunk_result result = CHUNK_MORE;
     *len = *used = 0;
@@ -45,6 +47,34 @@ static void expect(const char *text, enum chunk_result expected, const char *pay
     free(out);
 }
 
+/* Each limit at its bound and one byte over it, and which one it says it was. */
+static void limits(void)
+{
+    static const chunk_limits small = {.max_extension = 4, .max_extensions = 6, .max_trailers = 8};
+    static const struct {
+        const char *text;
+        enum chunk_result result;
+        enum chunk_over over;
+    } cases[] = {
+        {"1;abcd\r\nx\r\n0;ab\r\na: bcdef\r\n\r\n", CHUNK_END, CHUNK_OVER_NOTHING},
+        {"1;abcde\r\n", CHUNK_BAD, CHUNK_OVER_EXTENSION},
+        {"1;abcd\r\nx\r\n1;abc\r\n", CHUNK_BAD, CHUNK_OVER_EXTENSIONS},
+        {"0\r\na: bcdefg\r\n\r\n", CHUNK_BAD, CHUNK_OVER_TRAILERS},
+        {"0\r\na:\r\nb:\r\nabcde:\r\n", CHUNK_BAD, CHUNK_OVER_TRAILERS},
+        {"0\r\nabcdefghi", CHUNK_BAD, CHUNK_OVER_TRAILERS},
+        {"1;a\x01", CHUNK_BAD, CHUNK_OVER_NOTHING},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        chunk_decoder decoder;
+        chunk_init(&decoder, &small);
+        char copy[64];
+        size_t off, len, consumed;
+        strcpy(copy, cases[i].text);
+        assert(chunk_decode(&decoder, copy, strlen(cases[i].text), &off, &len, &consumed) == cases[i].result);
+        assert(decoder.over == cases[i].over);
+    }
+}
+
 int main(void)
 {
     expect("0\r\n\r\n", CHUNK_END, "", 5);
@@ -71,15 +101,16 @@ int main(void)
     expect("0\r\n a: b\r\n\r\n", CHUNK_BAD, "", 3);
     expect("0\r\n\nGET", CHUNK_BAD, "", 3);
 
-    char line[18], text[CHUNK_MAX_EXTENSION + 32];
-    for (size_t n = CHUNK_MAX_EXTENSION; n <= CHUNK_MAX_EXTENSION + 1; n++) {
+    char line[18], text[MAX_EXTENSION + 32];
+    for (size_t n = MAX_EXTENSION; n <= MAX_EXTENSION + 1; n++) {
         memset(text, 0, sizeof text);
         memcpy(text, "1;", 2);
         memset(text + 2, 'e', n);
         strcpy(text + 2 + n, "\r\nx\r\n");
-        bool fits = n == CHUNK_MAX_EXTENSION;
-        expect(text, fits ? CHUNK_MORE : CHUNK_BAD, fits ? "x" : "", fits ? strlen(text) : 2 + CHUNK_MAX_EXTENSION);
+        bool fits = n == MAX_EXTENSION;
+        expect(text, fits ? CHUNK_MORE : CHUNK_BAD, fits ? "x" : "", fits ? strlen(text) : 2 + MAX_EXTENSION);
     }
+    limits();
     char *from = chunk_size_before(line + sizeof line, UINT64_MAX);
     assert(from == line && memcmp(from, "ffffffffffffffff\r\n", 18) == 0);
     from = chunk_size_before(line + sizeof line, 0);

@@ -108,10 +108,12 @@ static void at_limits(void)
         char *text = with("GET /", 'a', 8192 - 14 + over, " HTTP/1.1\r\nHost: a\r\n\r\n");
         http1_head head = verdict(text, 0, over ? HTTP1_ERROR : HTTP1_DONE);
         assert(head.reject == (over ? HTTP1_LINE_TOO_LONG : HTTP1_OK));
+        assert(head.over == (over ? HTTP1_OVER_LINE : HTTP1_OVER_NOTHING));
         free(text);
         text = with("GET / HTTP/1.1\r\nHost: a\r\nx: ", 'a', 16384 - 3 + over, "\r\n\r\n");
         head = verdict(text, 0, over ? HTTP1_ERROR : HTTP1_DONE);
         assert(head.reject == (over ? HTTP1_FIELDS_TOO_LARGE : HTTP1_OK));
+        assert(head.over == (over ? HTTP1_OVER_FIELD : HTTP1_OVER_NOTHING));
         free(text);
         text = with("GET / HTTP/1.1\r\nHost: a\r\nx: \r\n", 'a', 0, "");
         text = realloc(text, 4000);
@@ -120,6 +122,17 @@ static void at_limits(void)
         strcat(text, "\r\n");
         head = verdict(text, 0, over ? HTTP1_ERROR : HTTP1_DONE);
         assert(head.reject == (over ? HTTP1_FIELDS_TOO_LARGE : HTTP1_OK));
+        assert(head.over == (over ? HTTP1_OVER_FIELDS : HTTP1_OVER_NOTHING));
+        free(text);
+        /* two fields of the largest size fill a head */
+        text = realloc(with("GET / HTTP/1.1\r\nHost: a\r\nx: ", 'a', 16381, "\r\n"), 40000);
+        size_t room = 32768 - strlen(text) - strlen("y: \r\n\r\n");
+        strcat(text, "y: ");
+        char *end = text + strlen(text);
+        memset(end, 'b', room + over);
+        strcpy(end + room + over, "\r\n\r\n");
+        head = verdict(text, 0, over ? HTTP1_ERROR : HTTP1_DONE);
+        assert(head.over == (over ? HTTP1_OVER_HEAD : HTTP1_OVER_NOTHING));
         free(text);
     }
 }

@@ -102,6 +102,9 @@ class EchoPath:
                 elif now_ns >= self.cut_ns or connection.waiting is None:
                     connection.transport.abort()
 
+    def overload(self, step: int) -> None:
+        self.step = step
+
     def drain(self, unary_ns: int, stream_ns: int) -> None:
         self.cut_ns = unary_ns
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import orjson
 
+from ascproxy import _native
+
 MS = 1_000_000
 
 
@@ -227,6 +229,8 @@ class FakeStream:
         self.content_length = len(body)
         self.body_len = len(body)
         self.scan_error, self.scan_code, self.model, self.stream, self.max_tokens = scan(body)
+        self.scan_limit = ""
+        self.trips: list[str] = []
         self.reject = ""
         self.body_limit = 32 * 1024 * 1024
         self.failure = ""
@@ -273,6 +277,11 @@ class FakeStream:
 
     def body(self) -> bytes:
         return self._body
+
+    def trip(self, limit: str) -> None:
+        if limit not in _native.LIMIT_NAMES:
+            raise ValueError(f"not a limit: {limit!r}")
+        self.trips.append(limit)
 
     def forward(self, upstream: FakeUpstream, plan: Plan) -> None:
         if self.done or self.phase != "deciding":

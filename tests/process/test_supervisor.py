@@ -41,7 +41,7 @@ def test_workers_serve_and_hold_only_what_is_theirs(service: Service) -> None:
     for answer in answers:
         held = answer["descriptors"]
         assert not any("/lock" in name or "pidfd" in name for name in held), held
-        assert len([name for name in held if name.startswith("socket:") and name in theirs]) == 2, (held, theirs)
+        assert len({name for name in held if name.startswith("socket:") and name in theirs}) == 2, (held, theirs)
 
 
 def test_a_worker_that_cannot_build_its_first_revision_says_why(tmp_path: Path) -> None:

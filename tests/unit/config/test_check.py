@@ -110,6 +110,9 @@ NODE_CASES: dict[str, tuple[str, str, str]] = {
     "nameless": (tls("{certificate: »nameless.crt, key: nameless.key}"), "listeners[0].tls.certificate", "certificate {folder}/nameless.crt names no host: issue it with a subjectAltName (DNS names or IP addresses)"),
     "open key": (tls("{certificate: open.crt, key: »open.key}"), "listeners[0].tls.key", "{folder}/open.key can be read by every user of this machine: chmod 600"),
     # limits
+    "an address over all": (NODE + "limits: {max_connections_per_ip: »11, max_connections: 10}\n", "limits.max_connections_per_ip", "is more than max_connections, which is 10 here; raise that too"),
+    "unauthenticated over authenticated": (NODE + "limits: {max_unauthenticated_per_ip: »2049}\n", "limits.max_unauthenticated_per_ip", "is more than max_connections_per_ip, which is 2048 here; raise that too"),
+    "one chunk over all": (listener("{address: 'unix:a', limits: {max_chunk_extension: »9KiB}}") + "limits: {max_chunk_extensions: 8KiB}\n", "listeners[0].limits.max_chunk_extension", "is more than max_chunk_extensions, which is 8KiB here; raise that too"),
     "line over head": (NODE + "limits: {max_request_line: »16KiB, max_head: 8KiB}\n", "limits.max_request_line", "is more than max_head, which is 8KiB here; raise that too"),
     "field over the usual head": (NODE + "limits: {max_field: »32769B}\n", "limits.max_field", "is too large; the most is 32KiB"),
     "field over the node's head": (listener("{address: 'unix:a', limits: {max_field: »10KiB}}") + "limits: {max_head: 8KiB}\n", "listeners[0].limits.max_field", "is more than max_head, which is 8KiB here; raise that too"),

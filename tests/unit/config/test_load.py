@@ -59,6 +59,11 @@ NODE_CASES = [
     ("limits: {connection_requests: »'10'}\n", "limits.connection_requests", "is the text '10'; write a whole number without quotes", NODE),
     ("limits: {max_fields: »129}\n", "limits.max_fields", "is too large; the most is 128", NODE),
     ("limits: {max_head: »41KiB}\n", "limits.max_head", "is too large; the most is 40KiB", NODE),
+    ("limits: {max_trailers: »65KiB}\n", "limits.max_trailers", "is too large; the most is 64KiB", NODE),
+    ("limits: {memory_limit: »16}\n", "limits.memory_limit", "a size needs its unit: 16B or 16KiB", NODE),
+    ("limits: {max_connections_per_ip: »0}\n", "limits.max_connections_per_ip", "is too small; the least is 1", NODE),
+    ("limits: {trusted_peers: [»10.0.0.1/8]}\n", "limits.trusted_peers[0]", "'10.0.0.1/8' is no network (10.0.0.1/8 has host bits set): write 10.0.0.0/8, 2001:db8::/32 or one address", NODE),
+    ("limits: {trusted_peers: [10.0.0.1, »here]}\n", "limits.trusted_peers[1]", "'here' is no network ('here' does not appear to be an IPv4 or IPv6 network): write 10.0.0.0/8, 2001:db8::/32 or one address", NODE),
     ("limits: {json_depth: »65}\n", "limits.json_depth", "is too large; the most is 64", NODE),
 ]  # fmt: skip
 
@@ -205,7 +210,8 @@ def test_the_core_takes_every_limit_that_the_schema_allows(name: str, most: int)
 def test_every_limit_of_the_noun_has_its_key_and_listeners_have_those_that_are_theirs() -> None:
     fields = {name.removesuffix("_ms") for name in Limits.__dataclass_fields__}
     assert set(LimitsSection.model_fields) == fields
-    of_the_node = {"max_bodies", "max_connections", "drain_unary", "drain_stream"}
+    of_the_node = {"max_bodies", "max_connections", "max_connections_per_ip", "max_unauthenticated_per_ip"}
+    of_the_node |= {"trusted_peers", "memory_limit", "drain_unary", "drain_stream"}
     assert fields - set(ListenerLimitsSection.model_fields) == of_the_node
 
 

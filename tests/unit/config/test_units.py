@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ascproxy.config.units import MAX_SIZE, MAX_TIME_MS, parse_size, parse_time, show_size, show_time
+from ascproxy.config.units import MAX_SIZE, MAX_TIME_MS, parse_memory, parse_size, parse_time, show_size, show_time
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,9 @@ def test_the_largest_unit_is_shown() -> None:
     assert (show_time(604_800_000), show_time(90_000), show_size(32 << 20), show_size(1000)) == (
         "7d", "90s", "32MiB", "1000B",
     )  # fmt: skip
+
+
+def test_memory_may_be_more_than_what_passes_through_it() -> None:
+    assert parse_memory("512GiB") == 512 << 30
+    with pytest.raises(ValueError, match="is more than 65536GiB, the most that a size can be"):
+        parse_memory("65537GiB")

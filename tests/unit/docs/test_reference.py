@@ -14,8 +14,10 @@ import pytest
 import typer
 import yaml
 
+from ascproxy import _native
 from ascproxy.cli.app import application
 from ascproxy.config.finding import Severity
+from ascproxy.gateway.refusal import CATALOGUE
 from ascproxy.net import authority
 from tests.kit.config import findings
 
@@ -118,3 +120,19 @@ def test_every_command_line_of_the_documents_parses(page: str, line: str) -> Non
         command = command.commands[words.pop(0)]
     with command.make_context("ascproxy", [word for word in words if word != "&"]) as context:
         assert context.params
+
+
+def test_every_limit_is_on_its_page_with_a_code_of_the_catalogue(reference: ModuleType) -> None:
+    assert set(reference.SEEN) == set(_native.LIMIT_NAMES)
+    assert {code for _, code, _ in reference.SEEN.values()} - {"-"} <= set(CATALOGUE)
+    page = reference.limits()
+    for name in _native.LIMIT_NAMES:
+        assert page.count(f"\n| `{name}` | ") == 1
+
+
+def test_every_key_of_a_limit_can_trip_or_is_known_not_to(reference: ModuleType) -> None:
+    """A limit that is added to the schema must be counted when it is reached."""
+    quiet = {"trusted_peers", "memory_limit", "drain_unary", "drain_stream"}
+    sections = (reference.LimitsSection, reference.TimeoutsSection, reference.RouteLimitsSection)
+    keys = {name for section in sections for name in section.model_fields}
+    assert keys - quiet | set(reference.MEMORY_STEPS) == set(_native.LIMIT_NAMES)

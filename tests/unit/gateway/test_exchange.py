@@ -17,7 +17,7 @@ from ascproxy.model.node import Limits
 from ascproxy.model.provider import Credential, UpstreamTimeouts, UpstreamTls
 from ascproxy.model.route import Target
 from ascproxy.model.snapshot import Snapshot
-from ascproxy.upstream.connection import ConnectError
+from ascproxy.upstream.connection import ConnectError, ConnectTimeout
 from tests.kit.snapshots import KEY, endpoint, key_row, provider, route, snapshot
 from tests.kit.streams import FakeClock, FakeConnector, FakeCore, FakeLog, FakeNative, FakePage, FakeStream, SecretArena
 
@@ -388,6 +388,7 @@ async def test_a_long_body_needs_a_key_on_its_head(
     else:
         assert stream.answer is not None
         assert stream.answer.code == expected
+        assert stream.trips == ["max_unauthenticated_body"]
 
 
 async def test_a_listener_bounds_bodies_besides_the_routes(world: Make) -> None:
@@ -401,6 +402,7 @@ async def test_a_route_refuses_a_body_over_its_own_bound(world: Make) -> None:
     w = world(snapshot((route("chat", max_body=30), route("big")), (provider("rack-a", 1),)))
     stream = w.ask({"model": "chat", "messages": ["x" * 30]})
     assert stream.answer.status == 413  # type: ignore[union-attr]
+    assert stream.trips == ["max_body"]
     assert "30 bytes" in stream.answer.json["error"]["message"]  # type: ignore[union-attr]
 
 
@@ -634,6 +636,22 @@ async def test_the_deadline_over_all_attempts_bounds_connecting(world: Make) -> 
     await turn(stream)
     assert (stream.answer.status, stream.answer.code) == (504, "upstream_timeout")  # type: ignore[union-attr]
     assert w.connector.asked == [(1, 2_000)]
+    assert stream.trips == ["total"]
+
+
+@pytest.mark.parametrize("limit", ["connect", "tls"])
+async def test_a_server_that_takes_too_long_to_connect_to_is_counted_by_the_deadline(world: Make, limit: str) -> None:
+    w = world(two())
+    w.connector.down[1] = ConnectTimeout("too long", limit)
+    stream = await w.sent()
+    assert stream.upstream.endpoint == 2
+    assert stream.trips == [limit]
+    w.core.answer(stream)
+    w.connector.down[1] = ConnectError("refused")
+    w.clock.sleep_ms(5_000)
+    stream = await w.sent()
+    assert stream.trips == [], "a refusal is no limit"
+    w.core.answer(stream)
 
 
 @pytest.mark.parametrize("waiting", [False, True])

@@ -89,7 +89,7 @@ def test_refusals_and_header_cells() -> None:
 
 
 def test_every_family_of_the_table_is_exposed_and_no_other() -> None:
-    text = render(PageCollector(lambda: [page()], lambda: 0)).decode()
+    text = render(PageCollector(lambda: [page()], lambda: 0, page())).decode()
     exposed = {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
     assert exposed == {metric.name: metric.kind.value for metric in metrics.table()}
 
@@ -103,3 +103,16 @@ def test_a_gone_worker_leaves_its_counters_and_no_gauge() -> None:
     metrics.zero_gauges(one)
     counters = {h.cell for h in metrics.HEADER_METRICS if h.metric.kind is metrics.Kind.COUNTER}
     assert {cell for cell in header if one.load(cells[cell])} == counters
+
+
+def test_limits_are_summed_over_slots_and_the_shared_page_is_read_as_it_is() -> None:
+    one, two, shared = page(), page(), page()
+    for each, n in ((one, 2), (two, 3)):
+        each.add(each.series(metrics.LIMITS + metrics.SEPARATOR + b"max_head", 1), n)
+    for key, value in ((metrics.MEMORY, 850), (metrics.MEMORY_LIMIT, 1000), (metrics.OVERLOAD, 1)):
+        shared.store(shared.series(key, 1), value)
+    text = render(PageCollector(lambda: [one, two], lambda: 0, shared)).decode()
+    assert 'ascproxy_limit_trips_total{reason="max_head"} 5.0\n' in text
+    assert "\nascproxy_memory_bytes 850.0\n" in text
+    assert "\nascproxy_memory_limit_bytes 1000.0\n" in text
+    assert "\nascproxy_overload_step 1.0\n" in text

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from ascproxy.model.node import Limits
-from ascproxy.worker.datapath import native_limits
+from ascproxy.worker.datapath import native_limits, native_network
 
 
 @pytest.mark.parametrize(
@@ -19,3 +19,9 @@ def test_connections_are_bounded_by_descriptors(
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
     assert native_limits(Limits(max_connections=wanted))["max_connections"] == given
+
+
+def test_networks_are_as_the_core_compares_them() -> None:
+    assert native_network("10.1.0.0/16") == (bytes(10) + b"\xff\xff\x0a\x01\0\0", 112)
+    assert native_network("192.0.2.7/32") == (bytes(10) + b"\xff\xff\xc0\0\x02\x07", 128)
+    assert native_network("2001:db8::/32") == (b"\x20\x01\x0d\xb8" + bytes(12), 32)
