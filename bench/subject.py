@@ -13,12 +13,14 @@ MODEL = "bench"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a subject is given: its core, the stub behind it, a folder on a tmpfs for logs, one on disk for state."""
+    """What a subject is given: its core (or cores), the stub behind it, a folder on a tmpfs for logs, one on disk for
+    state. `tls`: the callers come by TLS, for a subject that can listen in one way at a time."""
 
-    core: int
+    core: int | set[int]
     upstream_port: int
     logs: Path
     state: Path
+    tls: bool = False
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Subject:
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     name = ""
+    rewrites = False  # its answers are made anew, so that their length is its own
 
     @classmethod
     def missing(cls) -> str | None:
@@ -45,6 +48,10 @@ class Subject:
 
     def start(self) -> None:
         """Returns when the subject serves. Raises machine.StartError."""
+
+    def workers(self) -> list[int]:
+        """The processes on the data path, of those in the tree."""
+        return [self.pid] if self.pid is not None else []
 
     def stop(self) -> None:
         """Ends every process of the subject."""
