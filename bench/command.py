@@ -137,7 +137,7 @@ class Run:
             else:
                 self.notes.append(reason)
                 say(reason)
-        self.failed: set[str] = set()
+        self.failed: set[tuple[str, str]] = set()  # line, label
         self.sized: dict[str, list[Contestant]] = {}  # by line: directories that are filled once a run
         self.window = lines.Window(self.cores, chosen.seconds, chosen.warmup)
         self.head: dict[str, Any] = {
@@ -157,7 +157,7 @@ class Run:
 
     def enter(self, stack: ExitStack, line: Line, contestant: Contestant, stub: lines.Stub) -> Subject | None:
         """Starts a subject in fresh folders, which end with the stack. None: it has not what the line needs, or does
-        not start; then it is named, and left out from then on."""
+        not start; then it is named, and left out of the line from then on."""
         logs = Path(tempfile.mkdtemp(prefix="ascproxy-bench-", dir=machine.volatile_dir()))
         stack.callback(shutil.rmtree, logs, ignore_errors=True)
         state = Path(tempfile.mkdtemp(prefix="ascproxy-bench-"))
@@ -168,16 +168,16 @@ class Run:
         try:
             subject.start()
         except machine.StartError as error:
-            self.give_up(contestant, error)
+            self.give_up(line, contestant, error)
             return None
         if (line.tls and not subject.tls_port) or (line.kind is Kind.MEMORY and subject.pid is None):
             return None
         return subject
 
-    def give_up(self, contestant: Contestant, error: machine.StartError) -> None:
-        """Notes what cannot be measured."""
-        self.failed.add(contestant.label)
-        self.notes.append(f"{contestant.label} cannot be measured: {error}")
+    def give_up(self, line: Line, contestant: Contestant, error: machine.StartError) -> None:
+        """Notes what cannot be measured, and is not tried again in this line."""
+        self.failed.add((line.name, contestant.label))
+        self.notes.append(f"{line.name} {contestant.label} cannot be measured: {error}")
         say(self.notes[-1])
 
     def one(self, line: Line, contestant: Contestant, subject: Subject, turn: Turn, stub: lines.Stub) -> None:
@@ -185,7 +185,7 @@ class Run:
         try:
             sample = lines.measure(line, subject, turn, stub, self.window, callers=contestant.callers)
         except machine.StartError as error:
-            self.give_up(contestant, error)
+            self.give_up(line, contestant, error)
             return
         self.samples.append(sample)
         cost = "" if sample.cpu_us is None else f"{sample.cpu_us:8.2f} us, {sample.busy:4.0%} busy, "
@@ -196,19 +196,24 @@ class Run:
     # -- one line
 
     def contest(self, line: Line, contestants: list[Contestant], number: int, stub: lines.Stub) -> None:
-        """All of them wait side by side on the proxy's core, and one after the other is measured in a short window,
-        again and again: what the machine does meanwhile meets all of them alike."""
+        """All of them wait side by side, and one after the other is measured in a short window, again and again: what
+        the machine does meanwhile meets all alike. The gateway is not paused: its supervisor would take a worker
+        that was for one that hangs; idle it takes less than a hundredth of the core."""
         with ExitStack() as stack:
             started = [
                 (contestant, subject)
                 for contestant in contestants
                 if (subject := self.enter(stack, line, contestant, stub)) is not None
             ]
+            for _, subject in started:
+                subject.pause()
             for window in range(1, self.chosen.windows + 1):
                 first = (number + window) % max(1, len(started))
                 for contestant, subject in started[first:] + started[:first]:
-                    if contestant.label not in self.failed:
+                    if (line.name, contestant.label) not in self.failed:
+                        subject.resume()
                         self.one(line, contestant, subject, Turn(number, window, contestant.size), stub)
+                        subject.pause()
 
     def apart(self, line: Line, contestants: list[Contestant], number: int, stub: lines.Stub) -> None:
         """Each alone from its start to its end: memory."""
@@ -251,7 +256,7 @@ class Run:
                     gateway.add_routes(directory, size)
                     callers = lines.Callers(models=directory.models)
             except machine.StartError as error:
-                self.give_up(label, error)
+                self.give_up(line, label, error)
                 continue
             found.append(Contestant(Gateway.name, partial(Gateway, directory=directory), size, callers))
         return found
@@ -280,7 +285,7 @@ class Run:
         plain = [
             Contestant(name, SUBJECTS[name])
             for name in self.subjects[turn:] + self.subjects[:turn]
-            if name not in self.failed
+            if (line.name, name) not in self.failed
         ]
         match line.kind:
             case Kind.CPU:
@@ -289,7 +294,7 @@ class Run:
                 self.apart(line, plain, number, stub)
             case Kind.SIZES if Gateway.name in self.subjects:
                 sized = self.sizes_of(line, stub, stack)
-                self.contest(line, [c for c in sized if c.label not in self.failed], number, stub)
+                self.contest(line, [c for c in sized if (line.name, c.label) not in self.failed], number, stub)
             case Kind.START if Gateway.name in self.subjects:
                 self.start_up(number, stub)
 

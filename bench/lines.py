@@ -148,7 +148,7 @@ class Callers:
 class Load:
     """The running load generator; its window is opened and closed by name."""
 
-    def __init__(self, line: Line, subject: Subject, core: int, callers: Callers | None = None) -> None:
+    def __init__(self, line: Line, subject: Subject, core: int | set[int], callers: Callers | None = None) -> None:
         argv = [
             str(native.program("load")),
             "--mode",
@@ -260,12 +260,12 @@ def measure(
     load = Load(line, subject, window.cores.load, callers)
     roots = (subject.pid, stub.child.pid, load.child.pid)
     try:
-        load.expect("ready")
+        load.expect("ready", subject.ready_s)
         time.sleep(window.warmup)
         late = stub.late()
         load.tell("begin")
         before, machine_before, own_before = process.living(), noise.read(), sum(os.times()[:2])
-        time.sleep(window.seconds)
+        time.sleep(max(window.seconds, 2 * line.interval_ms / 1000))  # an event of each stream is in it
         report = load.tell("end")
         after, machine_after, own_after = process.living(), noise.read(), sum(os.times()[:2])
         late = stub.late() - late
@@ -297,7 +297,7 @@ def measure(
         load_us=each(spent[2]) or 0.0,
         errors=sum(v for k, v in errors.items() if k != "first"),
         first_error=errors["first"],
-        reconnects=report["reconnects"],
+        reconnects=report["reconnects"] + report["lost"],
         latency_us=report["latency_us"],
         stub_late=late,
         noise=noise.between(

@@ -78,7 +78,7 @@ static struct {
 } latency;
 
 static struct {
-    uint64_t requests, bytes, events, chunks, reconnects;
+    uint64_t requests, bytes, events, chunks, reconnects, lost;
     uint64_t bad_status, bad_length, connect_failed, broken;
 } count;
 
@@ -248,7 +248,7 @@ static void broken(struct conn *c, const char *where) {
     /* A kept connection that the other side closed before a byte of this answer came: HTTP allows it; the request goes
      * again on a new connection, and the count is in the report. */
     if (c->answered && c->state == AWAITING && c->head_len == 0)
-        count.reconnects++;
+        count.lost++;
     else
         error_seen(&count.broken, "connection lost %s", where);
     reopen(c);
@@ -609,9 +609,10 @@ static void end_window(void) {
             chunks += conns[i].chunks.count;
     in_window = false;
     printf("{\"event\":\"end\",\"mode\":\"%s\",\"tls\":%s,\"connections\":%u,\"seconds\":%.6f,\"requests\":%lu,\"rps\":%.1f,"
-           "\"bytes\":%lu,\"events\":%lu,\"chunks\":%lu,\"reconnects\":%lu,\"waiting\":%lu,",
+           "\"bytes\":%lu,\"events\":%lu,\"chunks\":%lu,\"reconnects\":%lu,\"lost\":%lu,\"waiting\":%lu,",
            names[options.mode], options.tls ? "true" : "false", options.connections, seconds, count.requests,
-           (double)count.requests / seconds, count.bytes, count.events, chunks, count.reconnects, backlog_len);
+           (double)count.requests / seconds, count.bytes, count.events, chunks, count.reconnects, count.lost,
+           backlog_len);
     printf("\"errors\":{\"status\":%lu,\"length\":%lu,\"connect\":%lu,\"broken\":%lu,\"first\":", count.bad_status,
            count.bad_length, count.connect_failed, count.broken);
     print_json_string(first_error);

@@ -6,8 +6,10 @@ has a feature on that the gateway has not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import ClassVar
@@ -84,8 +86,7 @@ class Peer(Subject):
             "TLS_PORT": str(self.tls_port),
             "UPSTREAM": str(self.place.upstream_port),
             "DESCRIPTORS": str(machine.descriptors()),
-            # Of haproxy and nginx: connections of both sides, within the descriptors.
-            "CONNECTIONS": str(min(32768, machine.descriptors() - 128)),
+            # haproxy refuses to start with more callers than descriptors for both sides.
             "CALLERS": str(min(16384, (machine.descriptors() - 256) // 2)),
             **{name: value if self.limited else "" for name, value in self.limit.items()},
         }
@@ -108,6 +109,24 @@ class Peer(Subject):
                 env=self.environment(),
             )
         machine.wait_until(self.serving, self.child, self.name, logs / f"{self.name}.err", self.patience_s)
+
+    def pause(self) -> None:
+        """Stops every process of it: some work on what their callers have left behind for a long time."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Lets them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        for member in process.select(self.pid, process.living()) if self.pid is not None else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member.pid, number)
+
+    def stop(self) -> None:
+        """Also ends one that waits for its turn."""
+        self.resume()
+        super().stop()
 
     def workers(self) -> list[int]:
         """The children of the master that a started peer is."""
@@ -218,6 +237,7 @@ class LiteLLM(PackagedPeer):
     template = "litellm.yaml"
     rewrites = True
     patience_s = 180.0  # its imports alone take many seconds
+    ready_s = 180.0
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)

@@ -34,6 +34,7 @@ class Subject:
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     name = ""
+    ready_s = 60.0  # for all of the load's connections to have had an answer
     rewrites = False  # its answers are made anew, so that their length is its own
 
     @classmethod
@@ -52,6 +53,12 @@ class Subject:
     def workers(self) -> list[int]:
         """The processes on the data path, of those in the tree."""
         return [self.pid] if self.pid is not None else []
+
+    def pause(self) -> None:
+        """Its turn is over: from now on it must not use the core that the next one is measured on."""
+
+    def resume(self) -> None:
+        """Its turn begins."""
 
     def stop(self) -> None:
         """Ends every process of the subject."""
