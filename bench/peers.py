@@ -44,6 +44,7 @@ class Peer(Subject):
     template = ""
     arguments: tuple[str, ...] = ()
     patience_s = 20.0
+    checks_key = True
     limit: ClassVar[dict[str, str]] = {}
     limited = False  # also limits the rate of each caller, as the gateway does once it has everything on
 
@@ -207,14 +208,15 @@ class Envoy(PackagedPeer):
 
 
 class VllmRouter(PackagedPeer):
-    """vllm-router: the model servers' own balancer, in Rust. It checks the key that the model server would, logs to
-    standard output and has no TLS; its threads are as many as the cores it may use, which is one."""
+    """vllm-router: the model servers' own balancer, in Rust. It checks no key (its --api-key is for the model server),
+    logs to standard output and has no TLS; its threads are as many as the cores it may use, which is one."""
 
     name = "vllm-router"
-    # Round robin and nothing learned: its other policies read every prompt. Health checks are as seldom as they can be.
+    checks_key = False
+    # Round robin and nothing learned: its other policies read every prompt. No health checks meanwhile.
     arguments: tuple[str, ...] = (
         *("--host", "127.0.0.1", "--port", "@PORT@", "--worker-urls", "http://127.0.0.1:@UPSTREAM@"),
-        *("--policy", "round_robin", "--api-key", "@KEY@", "--log-level", "info"),
+        *("--policy", "round_robin", "--log-level", "info", "--health-check-interval-secs", "3600"),
         *("--prometheus-port", "@METRICS@", "--prometheus-host", "127.0.0.1"),
         *("--max-concurrent-requests", "16384", "--request-timeout-secs", "600"),
     )

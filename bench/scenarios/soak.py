@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from locust import LoadTestShape
+from shape import Shape
 
 SECONDS = 3600
 USERS = 50
 
 
-class Soak(LoadTestShape):
+class Soak(Shape):
     """The same load all the time; it comes within ten seconds."""
 
-    def tick(self) -> tuple[int, float] | None:
-        """Users and how many come a second; None at the end."""
-        return (USERS, USERS / 10) if self.get_run_time() < SECONDS else None
+    def users(self, now: float) -> tuple[int, float] | None:
+        """The plan."""
+        return (USERS, USERS / 10) if now < SECONDS else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from locust import LoadTestShape
+from shape import Shape
 
 # until second, users, users a second
 PHASES = ((20, 5, 5), (40, 100, 100), (80, 5, 100))
 
 
-class Spike(LoadTestShape):
+class Spike(Shape):
     """Calm, spike, calm."""
 
-    def tick(self) -> tuple[int, float] | None:
-        """Users and how many come a second; None at the end."""
-        now = self.get_run_time()
+    def users(self, now: float) -> tuple[int, float] | None:
+        """The plan."""
         return next(((users, rate) for until, users, rate in PHASES if now < until), None)
