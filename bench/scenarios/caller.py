@@ -17,6 +17,7 @@ from locust import FastHttpUser, events
 from locust.argument_parser import LocustArgumentParser
 from locust.env import Environment
 
+MODELS = "/v1/models"
 BASE = os.environ.get("OPENAI_BASE_URL", "").rstrip("/").removesuffix("/v1")
 
 
@@ -27,6 +28,7 @@ def arguments(parser: LocustArgumentParser) -> None:
         "--model", env_var="ASCPROXY_MODEL", default="", help="the model to ask for; else the first served"
     )
     parser.add_argument("--tokens", env_var="ASCPROXY_TOKENS", type=int, default=64, help="max_tokens of a request")
+    parser.add_argument("--requests", type=int, default=0, help="end after so many requests; 0: never")
     parser.add_argument(
         "--markers", action="store_true", help="answers must carry their request's marker: simulator only"
     )
@@ -39,6 +41,15 @@ def check(environment: Environment, **_: Any) -> None:
         raise SystemExit("OPENAI_API_KEY is not set: export the lines that `make run` prints, or a key of your gateway")
     if not (environment.host or BASE):
         raise SystemExit("no target: export OPENAI_BASE_URL as `make run` prints it, or give -H https://HOST:PORT")
+    wanted = environment.parsed_options.requests if environment.parsed_options else 0
+    if wanted:
+        seen = itertools.count(1)
+
+        def count(name: str, **_: Any) -> None:
+            if name != MODELS and next(seen) == wanted and environment.runner:
+                environment.runner.quit()
+
+        environment.events.request.add_listener(count)
 
 
 class Caller(FastHttpUser):
@@ -61,7 +72,7 @@ class Caller(FastHttpUser):
 
     def first_model(self) -> str:
         """The first of the list of models."""
-        answer = self.client.get("/v1/models")
+        answer = self.client.get(MODELS)
         try:
             return str(json.loads(answer.text or "")["data"][0]["id"])
         except (ValueError, KeyError, IndexError) as error:
