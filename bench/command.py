@@ -163,7 +163,9 @@ class Run:
         state = Path(tempfile.mkdtemp(prefix="ascproxy-bench-"))
         stack.callback(shutil.rmtree, state, ignore_errors=True)
         logs.chmod(0o755)  # a peer's worker that gives up root reads from it
-        subject = contestant.make(Place(self.cores.proxy, stub.port, logs, state, tls=line.tls))
+        subject = contestant.make(
+            Place(self.cores.proxy, stub.port, logs, state, tls=line.tls, callers=line.connections)
+        )
         stack.callback(subject.stop)
         try:
             subject.start()

@@ -260,7 +260,7 @@ def measure(
     load = Load(line, subject, window.cores.load, callers)
     roots = (subject.pid, stub.child.pid, load.child.pid)
     try:
-        load.expect("ready", subject.ready_s)
+        load.expect("ready", subject.answers_within_s)
         time.sleep(window.warmup)
         late = stub.late()
         load.tell("begin")

@@ -87,6 +87,7 @@ class Peer(Subject):
             "TLS_PORT": str(self.tls_port),
             "UPSTREAM": str(self.place.upstream_port),
             "DESCRIPTORS": str(machine.descriptors()),
+            "CONNECTIONS": str(8192 if self.place.callers < 3000 else 32768),
             # haproxy refuses to start with more callers than descriptors for both sides.
             "CALLERS": str(min(16384, (machine.descriptors() - 256) // 2)),
             **{name: value if self.limited else "" for name, value in self.limit.items()},
@@ -239,7 +240,7 @@ class LiteLLM(PackagedPeer):
     template = "litellm.yaml"
     rewrites = True
     patience_s = 180.0  # its imports alone take many seconds
-    ready_s = 180.0
+    answers_within_s = 180.0
 
     def __init__(self, place: Place) -> None:
         super().__init__(place)

@@ -14,13 +14,14 @@ MODEL = "bench"
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a subject is given: its core (or cores), the stub behind it, a folder on a tmpfs for logs, one on disk for
-    state. `tls`: the callers come by TLS, for a subject that can listen in one way at a time."""
+    state. `tls`: the callers come by TLS, for a subject that can listen in one way at a time; `callers`: how many connections."""
 
     core: int | set[int]
     upstream_port: int
     logs: Path
     state: Path
     tls: bool = False
+    callers: int = 64
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Subject:
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     name = ""
-    ready_s = 60.0  # for all of the load's connections to have had an answer
+    answers_within_s = 60.0  # for all of the load's connections to have had an answer
     rewrites = False  # its answers are made anew, so that their length is its own
 
     @classmethod

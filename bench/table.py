@@ -281,7 +281,8 @@ def doubts(samples: list[Sample]) -> list[str]:
     """Sentences about cells that do not mean what their column says."""
     found = []
     disturbed = [s for s in samples if s.noise is not None and s.noise.useless]
-    if len(disturbed) * 4 > len(samples):
+    everywhere = len(disturbed) * 4 > len(samples)
+    if everywhere:
         found.append(
             f"in {len(disturbed)} of {len(samples)} windows more than {FOREIGN_MAX:.0%} of the proxy's core went to "
             f"other processes or more than {STEAL_MAX:.0%} of it was stolen: measure again on a quiet machine"
@@ -289,7 +290,11 @@ def doubts(samples: list[Sample]) -> list[str]:
     for cell in {(s.line, s.subject, s.size): None for s in samples}:
         line, subject, size = cell
         where = f"{line} {subject}" + (f" {size:,}" if size else "")
-        found += [f"{where}: {doubt}" for doubt in _doubts_of_cell(line, of(samples, line, subject, size))]
+        these = of(samples, line, subject, size)
+        found += [f"{where}: {doubt}" for doubt in _doubts_of_cell(line, these)]
+        busy = sum(s.noise is not None and s.noise.useless for s in these)
+        if busy * 2 > len(these) and not everywhere:
+            found.append(f"{where}: the machine was busy with other things in {busy} of {len(these)} windows")
     return found
 
 
@@ -315,7 +320,4 @@ def _doubts_of_cell(name: str, cell: list[Sample]) -> list[str]:
     late = sum(s.stub_late for s in cell)
     if late > sum(s.units for s in cell) / 100:
         found.append(f"{late} events of the stub were late or skipped")
-    disturbed = sum(s.noise is not None and s.noise.useless for s in cell)
-    if disturbed * 2 > len(cell):
-        found.append(f"the machine was busy with other things in {disturbed} of {len(cell)} windows")
     return found
