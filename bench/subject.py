@@ -14,7 +14,8 @@ MODEL = "bench"
 @dataclass(frozen=True, slots=True)
 class Place:
     """What a subject is given: its core (or cores), the stub behind it, a folder on a tmpfs for logs, one on disk for
-    state. `tls`: the callers come by TLS, for a subject that can listen in one way at a time; `callers`: how many connections."""
+    state. `tls`: the callers come by TLS, for a subject that can listen in one way at a time; `callers`: how many
+    connections they have."""
 
     core: int | set[int]
     upstream_port: int
