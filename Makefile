@@ -88,6 +88,17 @@ bench: build ## measure against nginx and haproxy (ARGS="--help" for what can be
 	tools/packages bench
 	$(python) bench/run $(ARGS)
 
+.PHONY: soak
+soak: build ## an hour under load, then a verdict: FOR=3600 seconds (ARGS="--kill 10 --reload 7 --json")
+	$(python) bench/soak --for $(if $(filter file,$(origin FOR)),3600,$(FOR)) $(ARGS)
+
+.PHONY: locust
+locust: $(VENV)/.venv ## users against OPENAI_BASE_URL: SCENARIO=chat|stream|embed|duplicate SHAPE=ramp|spike|soak (docs/load-testing.md)
+	$(python) bench/install locust
+	.venv-locust/bin/locust -f bench/scenarios/$(SCENARIO).py$(if $(SHAPE),$(comma)bench/scenarios/$(SHAPE).py) $(ARGS)
+SCENARIO ?= chat
+comma := ,
+
 .PHONY: build
 build: $(VENV)/.runtime $(VENV)/.built ## an environment with this folder's ascproxy in it: .venv/bin/ascproxy
 

@@ -240,6 +240,8 @@ class Core:
     @property
     def connections(self) -> int: ...
     @property
+    def body_bytes(self) -> int: ...
+    @property
     def calls(self) -> int:
         """Python calls made for walks so far: tests assert on it (PERFORMANCE)."""
 

@@ -7,6 +7,10 @@
  *   rate       open loop: requests leave on a fixed schedule, whatever the answers do, and latency runs from the moment the
  *              schedule named, so that a stalled proxy cannot hide its stall (coordinated omission)
  *
+ * --keys and --models name files with one a line: each request takes the next of them in turn, so that many callers and many
+ * models are many different requests. --opening bounds how many connections are in the making at the same time: ten thousand
+ * at once would wait for each other longer than a proxy's handshake deadline allows.
+ *
  * Every answer is checked: status 200, and the body's length where --expect-bytes says it. It prints one JSON line per
  * event: `ready` when each connection has had its first good answer (a stream: its first event), `begin` and `end` around
  * the window. The window is opened and closed by the lines `begin` and `end` on standard input, so that whoever accounts
@@ -33,11 +37,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEAD_BYTES = 8192, SCRATCH = 65536, EVENTS = 512, CONNECTIONS_MAX = 60000, GIVE_UP = 1000 };
+enum { HEAD_BYTES = 8192, SCRATCH = 65536, EVENTS = 512, CONNECTIONS_MAX = 60000, GIVE_UP = 1000, WORD_MAX = 200 };
 enum { CONTROL = CONNECTIONS_MAX, SCHEDULE }; /* epoll ids that are not connections */
 
 enum mode { UNARY, HANDSHAKE, SSE, RATE };
 enum state { CONNECTING, SHAKING, IDLE, SENDING, AWAITING, BODY_LENGTH, BODY_CHUNKED, BODY_CLOSE };
+
+struct request {
+    char *bytes;
+    size_t len;
+};
 
 struct conn {
     int fd;
@@ -45,9 +54,11 @@ struct conn {
     enum state state;
     bool answered; /* this connection has had an answer before: it may end between two without blame */
     bool ready;    /* this slot has had its first good answer since the start */
+    bool made;     /* this slot has had its first head since the start */
     bool close_after, event_open;
     int status;
     uint32_t interest;
+    const struct request *request;
     size_t sent;       /* bytes of the request that left */
     uint64_t left;     /* of the body, when its length is known */
     uint64_t body;     /* bytes of the body so far */
@@ -67,28 +78,29 @@ static struct {
 } latency;
 
 static struct {
-    uint64_t requests, bytes, events, chunks, reconnects;
+    uint64_t requests, bytes, events, chunks, reconnects, lost;
     uint64_t bad_status, bad_length, connect_failed, broken;
 } count;
 
 static struct {
     enum mode mode;
-    const char *host, *path, *key, *ca, *model;
-    unsigned port, connections, request_bytes;
+    const char *host, *path, *key, *ca, *model, *keys, *models;
+    unsigned port, connections, opening, request_bytes;
     int64_t expect_bytes;
     double seconds, rate;
     bool tls;
-} options = {UNARY, "127.0.0.1", "/v1/chat/completions", "none", NULL, "bench", 0, 64, 1024, -1, 0, 1000, false};
+} options = {UNARY, "127.0.0.1", "/v1/chat/completions", "none", NULL, "bench", NULL, NULL, 0, 64, 0, 1024, -1, 0, 1000, false};
 
 static struct conn *conns;
-static unsigned ready_count;
+static unsigned ready_count, opened_count;
 static unsigned *idle, idle_count; /* rate: connections without a request */
 static uint64_t *backlog, backlog_at, backlog_len; /* rate: due times that found no idle connection */
 static uint64_t next_due_ns, begin_ns, window_end_ns;
 static bool in_window;
 static int loop_fd, schedule_fd, failures;
-static char *request, scratch[SCRATCH], first_error[512];
-static size_t request_len;
+static char scratch[SCRATCH], first_error[512];
+static struct request *requests;
+static size_t request_count, request_next;
 static SSL_CTX *tls_context;
 static struct sockaddr_in target;
 
@@ -236,7 +248,7 @@ static void broken(struct conn *c, const char *where) {
     /* A kept connection that the other side closed before a byte of this answer came: HTTP allows it; the request goes
      * again on a new connection, and the count is in the report. */
     if (c->answered && c->state == AWAITING && c->head_len == 0)
-        count.reconnects++;
+        count.lost++;
     else
         error_seen(&count.broken, "connection lost %s", where);
     reopen(c);
@@ -244,8 +256,8 @@ static void broken(struct conn *c, const char *where) {
 
 static void send_request(struct conn *c) {
     c->state = SENDING;
-    while (c->sent < request_len) {
-        ssize_t n = transmit(c, request + c->sent, request_len - c->sent);
+    while (c->sent < c->request->len) {
+        ssize_t n = transmit(c, c->request->bytes + c->sent, c->request->len - c->sent);
         if (n == AGAIN) {
             interest(c, EPOLLIN | EPOLLOUT, EPOLL_CTL_MOD);
             return;
@@ -263,6 +275,8 @@ static void send_request(struct conn *c) {
 
 static void start_request(struct conn *c, uint64_t due_ns) {
     c->due_ns = due_ns;
+    c->request = &requests[request_next];
+    request_next = request_next + 1 < request_count ? request_next + 1 : 0;
     c->sent = c->head_len = 0;
     c->body = 0;
     c->event_open = false;
@@ -409,6 +423,11 @@ static bool on_head(struct conn *c, const char *p, size_t n) {
     struct head h;
     if (n < 12 || memcmp(p, "HTTP/1.1 ", 9) != 0 || !head_fields(p, n, &h))
         return false;
+    if (!c->made) {
+        c->made = true;
+        if (opened_count < options.connections)
+            open_connection(&conns[opened_count++]);
+    }
     c->status = (p[9] - '0') * 100 + (p[10] - '0') * 10 + (p[11] - '0');
     c->close_after = h.close;
     if (c->status != 200 && !first_error[0])
@@ -590,9 +609,10 @@ static void end_window(void) {
             chunks += conns[i].chunks.count;
     in_window = false;
     printf("{\"event\":\"end\",\"mode\":\"%s\",\"tls\":%s,\"connections\":%u,\"seconds\":%.6f,\"requests\":%lu,\"rps\":%.1f,"
-           "\"bytes\":%lu,\"events\":%lu,\"chunks\":%lu,\"reconnects\":%lu,\"waiting\":%lu,",
+           "\"bytes\":%lu,\"events\":%lu,\"chunks\":%lu,\"reconnects\":%lu,\"lost\":%lu,\"waiting\":%lu,",
            names[options.mode], options.tls ? "true" : "false", options.connections, seconds, count.requests,
-           (double)count.requests / seconds, count.bytes, count.events, chunks, count.reconnects, backlog_len);
+           (double)count.requests / seconds, count.bytes, count.events, chunks, count.reconnects, count.lost,
+           backlog_len);
     printf("\"errors\":{\"status\":%lu,\"length\":%lu,\"connect\":%lu,\"broken\":%lu,\"first\":", count.bad_status,
            count.bad_length, count.connect_failed, count.broken);
     print_json_string(first_error);
@@ -627,27 +647,74 @@ static void on_control(void) {
 
 /* ---- start ---- */
 
-static void compose_request(void) {
+static struct request compose_request(const char *key, const char *model) {
     char head[1024], before[512];
     snprintf(before, sizeof before, "{\"model\":\"%s\",%s\"max_tokens\":256,\"temperature\":0,\"messages\":[{\"role\":\"user\",\"content\":\"",
-             options.model, options.mode == SSE ? "\"stream\":true," : "");
+             model, options.mode == SSE ? "\"stream\":true," : "");
     const char *after = "\"}]}";
     size_t fixed = strlen(before) + strlen(after);
     size_t body_len = options.request_bytes > fixed ? options.request_bytes : fixed;
     int n = snprintf(head, sizeof head,
                      "POST %s HTTP/1.1\r\nhost: %s:%u\r\nauthorization: Bearer %s\r\naccept: application/json\r\n"
                      "user-agent: OpenAI/Python 2.0.0\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n",
-                     options.path, options.host, options.port, options.key, body_len);
+                     options.path, options.host, options.port, key, body_len);
     if (n >= (int)sizeof head)
         fail("path or key is too long");
-    request = malloc((size_t)n + body_len + 1);
-    if (!request)
+    struct request made = {malloc((size_t)n + body_len + 1), 0};
+    if (!made.bytes)
         fail("memory");
-    char *p = stpcpy(stpcpy(request, head), before);
+    char *p = stpcpy(stpcpy(made.bytes, head), before);
     for (size_t i = 0; i < body_len - fixed; i++)
         *p++ = "What is a gateway? "[i % 19];
     p = stpcpy(p, after);
-    request_len = (size_t)(p - request);
+    made.len = (size_t)(p - made.bytes);
+    return made;
+}
+
+/* The lines of a file, or the one word given instead of it. */
+static char **words(const char *file, const char *only, size_t *count_of) {
+    size_t room = 1, n = 0, size = 0;
+    char **list = malloc(sizeof *list), *line = NULL;
+    if (!list)
+        fail("memory");
+    *count_of = 1;
+    list[0] = (char *)(uintptr_t)only;
+    if (!file)
+        return list;
+    FILE *from = fopen(file, "r");
+    if (!from)
+        fail("%s: %s", file, strerror(errno));
+    for (ssize_t got; (got = getline(&line, &size, from)) > 0;) {
+        if (line[got - 1] == '\n')
+            line[--got] = 0;
+        if (got == 0)
+            continue;
+        if (got > WORD_MAX)
+            fail("%s: a line of more than %d bytes", file, WORD_MAX);
+        if (n == room && !(list = realloc(list, (room *= 2) * sizeof *list)))
+            fail("memory");
+        if (!(list[n++] = strdup(line)))
+            fail("memory");
+    }
+    free(line);
+    fclose(from);
+    if (n == 0)
+        fail("%s: no line in it", file);
+    *count_of = n;
+    return list;
+}
+
+/* As many requests as the longer list has lines; the shorter one starts over. */
+static void compose_requests(void) {
+    size_t key_count, model_count;
+    char **keys = words(options.keys, options.key, &key_count);
+    char **models = words(options.models, options.model, &model_count);
+    request_count = key_count > model_count ? key_count : model_count;
+    requests = calloc(request_count, sizeof *requests);
+    if (!requests)
+        fail("memory");
+    for (size_t i = 0; i < request_count; i++)
+        requests[i] = compose_request(keys[i % key_count], models[i % model_count]);
 }
 
 /* Without a CA the chain is not even looked at: OpenSSL would otherwise build and check it, and then ignore the result. */
@@ -679,7 +746,8 @@ static void compose_tls(void) {
 static void usage(FILE *to) {
     fprintf(to, "usage: load --mode unary|handshake|sse|rate --port N [--host 127.0.0.1] [--path /v1/chat/completions] [--key KEY]\n"
                 "            [--model bench] [--connections 64] [--request-bytes 1024] [--expect-bytes N] [--rate 1000]\n"
-                "            [--tls] [--ca FILE] [--seconds S]\n"
+                "            [--keys FILE] [--models FILE] [--opening N] [--tls] [--ca FILE] [--seconds S]\n"
+                "--keys, --models: one a line, taken in turn. --opening: at most so many connections in the making, 0 = all.\n"
                 "Without --seconds the lines `begin` and `end` on standard input open and close the window.\n"
                 "Without --ca the certificate is not verified.\n");
 }
@@ -698,6 +766,7 @@ static void read_options(int argc, char **argv) {
         {"mode", 1, 0, 'm'},        {"port", 1, 0, 'p'},          {"host", 1, 0, 'H'},         {"path", 1, 0, 'P'},
         {"key", 1, 0, 'k'},         {"model", 1, 0, 'M'},         {"connections", 1, 0, 'c'},  {"request-bytes", 1, 0, 'b'},
         {"expect-bytes", 1, 0, 'e'}, {"rate", 1, 0, 'r'},         {"tls", 0, 0, 't'},          {"ca", 1, 0, 'a'},
+        {"keys", 1, 0, 'K'},        {"models", 1, 0, 'L'},        {"opening", 1, 0, 'o'},
         {"seconds", 1, 0, 's'},     {"help", 0, 0, 'h'},          {0, 0, 0, 0}};
     for (int o; (o = getopt_long(argc, argv, "h", long_options, NULL)) != -1;) {
         switch (o) {
@@ -713,6 +782,9 @@ static void read_options(int argc, char **argv) {
         case 'r': options.rate = atof(optarg); break;
         case 't': options.tls = true; break;
         case 'a': options.ca = optarg; break;
+        case 'K': options.keys = optarg; break;
+        case 'L': options.models = optarg; break;
+        case 'o': options.opening = (unsigned)atoi(optarg); break;
         case 's': options.seconds = atof(optarg); break;
         case 'h': usage(stdout); exit(0);
         default: usage(stderr); exit(2);
@@ -737,7 +809,7 @@ static void watch(int fd, uint32_t id) {
 int main(int argc, char **argv) {
     read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
-    compose_request();
+    compose_requests();
     if (options.tls)
         compose_tls();
     struct rlimit files;
@@ -757,7 +829,10 @@ int main(int argc, char **argv) {
         watch(STDIN_FILENO, CONTROL);
     }
     for (unsigned i = 0; i < options.connections; i++)
-        open_connection(&conns[i]);
+        conns[i].fd = -1;
+    unsigned at_once = options.opening > 0 && options.opening < options.connections ? options.opening : options.connections;
+    while (opened_count < at_once)
+        open_connection(&conns[opened_count++]);
 
     for (struct epoll_event events[EVENTS];;) {
         int n = epoll_wait(loop_fd, events, EVENTS, options.seconds > 0 ? 10 : -1);

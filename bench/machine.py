@@ -8,6 +8,7 @@ import http.client
 import os
 import platform
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -31,6 +32,7 @@ class Cores:
     proxy: int
     load: int
     stub: int
+    all: tuple[int, ...] = ()
 
 
 def cores() -> Cores:
@@ -38,7 +40,7 @@ def cores() -> Cores:
     usable = sorted(os.sched_getaffinity(0))
     if len(usable) < 2:
         raise StartError("the proxy needs a core that it does not share with the load: this process may use only one")
-    return Cores(proxy=usable[-1], load=usable[0], stub=usable[1] if len(usable) > 2 else usable[0])
+    return Cores(proxy=usable[-1], load=usable[0], stub=usable[1] if len(usable) > 2 else usable[0], all=tuple(usable))
 
 
 def volatile_dir() -> Path:
@@ -59,7 +61,7 @@ def free_port() -> int:
 
 def launch(
     argv: list[str],
-    core: int,
+    core: int | set[int],
     *,
     stdout: IO[bytes] | int,
     stderr: IO[bytes] | int | None = None,
@@ -67,11 +69,12 @@ def launch(
     cwd: Path | None = None,
     env: dict[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts argv on one core, as leader of a session of its own, which ends when this process does."""
+    """Starts argv on one core or several, as leader of a session of its own, which ends when this process does."""
     libc = ctypes.CDLL(None)
+    allowed = core if isinstance(core, set) else {core}
 
     def before_exec() -> None:  # safe here: the harness has one thread
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, allowed)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
     return subprocess.Popen(
@@ -104,14 +107,14 @@ def tail(path: Path, lines: int = 12) -> str:
 def wait_until(
     ready: Callable[[], bool], child: subprocess.Popen[bytes], what: str, log: Path, patience_s: float = 20
 ) -> None:
-    """Polls every 20 ms. Raises StartError when the child ends first or the patience does."""
+    """Polls every 5 ms. Raises StartError when the child ends first or the patience does."""
     end = time.monotonic() + patience_s
     while not ready():
         if child.poll() is not None:
             raise StartError(f"{what} ended with exit code {child.returncode} before it was ready:\n{tail(log)}")
         if time.monotonic() > end:
             raise StartError(f"{what} is not ready after {patience_s:.0f} s:\n{tail(log)}")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def answers(host: str, port: int, path: str) -> bool:
@@ -124,6 +127,11 @@ def answers(host: str, port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
+
+
+def descriptors() -> int:
+    """How many files a process may open here, once it has raised its soft limit."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 def accepts(port: int) -> bool:

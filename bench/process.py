@@ -28,7 +28,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Sums over the tree in KiB. `rss` counts a page shared by two processes twice, `pss` gives each its part."""
+    """Sums over processes in KiB. `rss` counts a page shared by two processes twice, `pss` gives each its part."""
 
     rss_kib: int
     pss_kib: int
@@ -75,12 +75,22 @@ def cpu_seconds(root: int, stats: list[Stat]) -> float:
     return sum(s.ticks for s in select(root, stats)) / TICKS_PER_SECOND
 
 
+def children(pid: int) -> list[int]:
+    """The processes whose parent it is."""
+    return [s.pid for s in living() if s.parent == pid]
+
+
 def memory(root: int) -> Memory:
     """Resident memory of the tree now."""
+    return memory_of([member.pid for member in select(root, living())])
+
+
+def memory_of(pids: list[int]) -> Memory:
+    """Resident memory of these processes now; one that has ended counts nothing."""
     rss = pss = count = 0
-    for member in select(root, living()):
+    for pid in pids:
         try:
-            fields = parse_smaps_rollup(Path("/proc", str(member.pid), "smaps_rollup").read_text())
+            fields = parse_smaps_rollup(Path("/proc", str(pid), "smaps_rollup").read_text())
         except (FileNotFoundError, ProcessLookupError):
             continue
         rss, pss, count = rss + fields["Rss"], pss + fields["Pss"], count + 1

@@ -13,12 +13,16 @@ MODEL = "bench"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """What a subject is given: its core, the stub behind it, a folder on a tmpfs for logs, one on disk for state."""
+    """What a subject is given: its core (or cores), the stub behind it, a folder on a tmpfs for logs, one on disk for
+    state. `tls`: the callers come by TLS, for a subject that can listen in one way at a time; `callers`: how many
+    connections they have."""
 
-    core: int
+    core: int | set[int]
     upstream_port: int
     logs: Path
     state: Path
+    tls: bool = False
+    callers: int = 64
 
 
 @dataclass
@@ -32,6 +36,8 @@ class Subject:
     child: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     name = ""
+    answers_within_s = 60.0  # for all of the load's connections to have had an answer
+    rewrites = False  # its answers are made anew, so that their length is its own
 
     @classmethod
     def missing(cls) -> str | None:
@@ -45,6 +51,16 @@ class Subject:
 
     def start(self) -> None:
         """Returns when the subject serves. Raises machine.StartError."""
+
+    def workers(self) -> list[int]:
+        """The processes on the data path, of those in the tree."""
+        return [self.pid] if self.pid is not None else []
+
+    def pause(self) -> None:
+        """Its turn is over: from now on it must not use the core that the next one is measured on."""
+
+    def resume(self) -> None:
+        """Its turn begins."""
 
     def stop(self) -> None:
         """Ends every process of the subject."""

@@ -7,7 +7,7 @@ million keys cost a reader nothing: a look-up reads one page.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -41,10 +41,16 @@ class KeyStore:
 
     def put(self, row: KeyRow) -> None:
         """Store ``row``, durably when this returns. Raises :class:`StoreError` when there is no room."""
+        self.put_all((row,))
+
+    def put_all(self, rows: Iterable[KeyRow]) -> None:
+        """Store all of ``rows`` in one transaction: all, durably, when this returns, or none. Many go in much faster in
+        the order of their ids. Raises :class:`StoreError` when there is no room."""
         try:
             table = self._open(create=True)
             with self._env.begin(db=table, write=True) as txn:
-                txn.put(row.id.encode(), _value(row))
+                for row in rows:
+                    txn.put(row.id.encode(), _value(row))
         except lmdb.MapFullError as error:
             raise StoreError("the store is full (1 GiB): remove revoked or expired keys") from error
         except lmdb.Error as error:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bench import gateway, machine
 from bench.subject import Place
@@ -21,7 +22,7 @@ def init(folder, *options):
     pathlib.Path(folder, "ascproxy.yaml").write_text(yaml.safe_dump(node))
     urls = {name + "_url": f"{scheme}://127.0.0.1:{given[option]}" for name, scheme, option in (
         ("https", "https", "--https-port"), ("http", "http", "--http-port"), ("metrics", "http", "--metrics-port"))}
-    print(json.dumps({**urls, "api_key": "asc_x_y"}))
+    print(json.dumps({**urls, "api_key": "asc_x_y", "tenant": "default"}))
 
 class Health(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
@@ -71,6 +72,39 @@ def test_it_serves_with_one_worker_and_takes_key_and_ports_from_init(make: Make)
     finally:
         subject.stop()
     assert subject.pid is None
+
+
+def test_a_directory_that_was_made_before_is_served_again(make: Make, tmp_path: Path) -> None:
+    first = make(STAND_IN)
+    try:
+        first.start()
+    finally:
+        first.stop()
+    again = gateway.Gateway(first.place, first.directory)
+    try:
+        again.start()  # the stand-in's init would fail on a folder that is there
+        assert (again.port, again.key) == (first.port, first.key)
+        assert again.ready_s > 0
+        assert again.answers_within_s >= 60, "how soon it was ready says nothing about how soon thousands are answered"
+    finally:
+        again.stop()
+
+
+def test_routes_are_copies_of_the_first_each_for_a_model_of_its_own() -> None:
+    target = [{"provider": "upstream"}]
+    made = gateway.routes({"routes": {"model-1": {"models": ["bench"], "targets": target}}}, 3)
+    assert [route["models"] for route in made.values()] == [["bench"], ["bench-1"], ["bench-2"]]
+    assert all(route["targets"] == target for route in made.values())
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, 1), (3, 3), (1000, 1000), (2500, 1250)])
+def test_the_models_that_are_asked_for_are_spread_over_the_routes(tmp_path: Path, count: int, asked: int) -> None:
+    (tmp_path / "resources.yaml").write_text("routes: {model-1: {models: [bench], targets: [{provider: p}]}}")
+    directory = gateway.Directory(tmp_path, {})
+    gateway.add_routes(directory, count)
+    models = directory.models.read_text().split()
+    assert len(models) == len(set(models)) == asked
+    assert len(yaml.safe_load((tmp_path / "resources.yaml").read_text())["routes"]) == count
 
 
 @pytest.mark.parametrize(

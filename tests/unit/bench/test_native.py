@@ -6,6 +6,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +152,58 @@ def test_a_refusal_is_an_error_and_shows_its_head() -> None:
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert "401 Unauthorized" in str(event["reason"])
+
+
+def test_requests_take_keys_and_models_in_turn(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("".join(f"key-{n}\n" for n in range(4)))
+    (tmp_path / "models").write_text("model-0\nmodel-1\n")
+    seen: list[tuple[bytes, bytes]] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+            with connection:
+                while (data := connection.recv(65536)) and len(seen) < 8:
+                    key = data.partition(b"Bearer ")[2].partition(b"\r\n")[0]
+                    seen.append((key, data.partition(b'"model":"')[2].partition(b'"')[0]))
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        argv = [str(native.program("load")), "--port", str(listener.getsockname()[1]), "--connections", "1"]
+        argv += ["--keys", str(tmp_path / "keys"), "--models", str(tmp_path / "models")]
+        child = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        thread.join(20)
+        child.kill()
+        child.wait()
+        assert child.stdin is not None
+        child.stdin.close()
+    assert seen == [(b"key-%d" % (n % 4), b"model-%d" % (n % 2)) for n in range(8)]
+
+
+def test_no_more_connections_than_asked_for_are_in_the_making() -> None:
+    """The second connection comes once the first has had an answer's head, and not before."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        argv = [str(native.program("load")), "--port", str(listener.getsockname()[1]), "--connections", "2"]
+        child = subprocess.Popen([*argv, "--opening", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        first, _ = listener.accept()
+        with first:
+            assert first.recv(65536).startswith(b"POST ")
+            listener.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            listener.settimeout(20)
+            first.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            second, _ = listener.accept()
+            second.close()
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize(("content", "said"), [("", "no line in it"), ("k" * 201 + "\n", "more than 200 bytes")])
+def test_a_file_of_keys_that_cannot_be_used_is_named(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "keys").write_text(content)
+    (event,) = run_load(1, "--keys", str(tmp_path / "keys"))
+    assert said in str(event["reason"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -28,6 +29,22 @@ def test_rows_survive_reopening(tmp_path: Path) -> None:
     env = open_store(tmp_path, write=False)
     assert KeyStore(env).get("abcdefghijkl") == row(expires_ms=7, operations=("embeddings",))
     assert KeyStore(env).get("nosuchkey000") is None
+    env.close()
+
+
+def test_many_rows_go_in_together_or_not_at_all(tmp_path: Path) -> None:
+    env = open_store(tmp_path, write=True)
+    keys = KeyStore(env)
+    keys.put_all(row(f"{n:012}") for n in range(1000))
+    assert [r.id for r in keys.rows()] == [f"{n:012}" for n in range(1000)]
+
+    def breaks_off() -> Iterator[KeyRow]:
+        yield row("new")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        keys.put_all(breaks_off())
+    assert keys.get("new") is None
     env.close()
 
 
