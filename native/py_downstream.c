@@ -47,6 +47,31 @@ static void down_dealloc(Downstream *d)
     PyObject_Free(d);
 }
 
+/* While draining, an idle connection stays only until the drain says so: for one request more, answered with close. */
+static void idle_deadline(Downstream *d, uint64_t now)
+{
+    const Core *core = d->conn.core;
+    uint64_t at = now + d->listener->limits.idle_timeout;
+    if (core->draining && at > core->drain_idle_ns)
+        at = core->drain_idle_ns > now ? core->drain_idle_ns : now;
+    conn_deadline(&d->conn, DOWN_IDLE, at);
+}
+
+void down_draining(Downstream *d, uint64_t now)
+{
+    uint64_t idle = d->conn.core->drain_idle_ns;
+    if (d->stream != NULL) {
+        d->last = true;
+    } else if (d->pending.len != 0 || d->conn.kind == DOWN_LINGER) {
+        return; /* a head is under way: its answer will say close, like all while draining */
+    } else if (idle <= now) {
+        d->last = true;
+        conn_close(&d->conn);
+    } else if (d->conn.kind == DOWN_IDLE && d->conn.timer.deadline_ns > idle) {
+        conn_deadline(&d->conn, DOWN_IDLE, idle);
+    }
+}
+
 /* ---- closing ------------------------------------------------------------------------------------------------------ */
 
 /* Close after everything queued has left. A client that may still be sending is drained for a moment, or the reset that
@@ -262,7 +287,7 @@ void down_run(Downstream *d, char *bytes, size_t len)
                 d->head_ns = asc_now();
             conn_deadline(c, DOWN_HEADER, d->head_ns + d->listener->limits.header_timeout);
         } else if (!c->write_paused) {
-            conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
+            idle_deadline(d, asc_now());
         }
     }
     Py_DECREF(d);
@@ -422,7 +447,8 @@ static PyObject *down_connection_made(Downstream *d, PyObject *transport)
     /* +-10 %: connections that were opened together do not all end together */
     uint64_t age = d->listener->limits.connection_age;
     d->age_ns = age ? age - age / 10 + core_random(core) % (age / 5 + 1) : UINT64_MAX / 2;
-    if (core->n_downs > d->listener->limits.max_connections || core->draining) {
+    /* One that was accepted in the turn in which the drain began is served like the others: it was not refused. */
+    if (core->n_downs > d->listener->limits.max_connections) {
         conn_abort(&d->conn);
     } else if (d->listener->tls != Py_None) {
         d->conn.tls = tls_new_server(asc_tls_context(d->listener->tls), &core->output);
@@ -432,7 +458,7 @@ static PyObject *down_connection_made(Downstream *d, PyObject *transport)
             conn_deadline(&d->conn, DOWN_HANDSHAKE, d->opened_ns + d->listener->limits.tls_handshake);
     } else {
         /* the head deadline runs from the first byte; until then the connection is idle */
-        conn_deadline(&d->conn, DOWN_IDLE, d->opened_ns + d->listener->limits.idle_timeout);
+        idle_deadline(d, d->opened_ns);
     }
     Py_RETURN_NONE;
 }
@@ -489,7 +515,7 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
         int got = tls_read(c->tls, core->plain, DOWN_READ);
         (void)conn_flush(c);
         if (c->kind == DOWN_HANDSHAKE && tls_established(c->tls))
-            conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
+            idle_deadline(d, asc_now());
         if (got > 0) {
             bool drained = tls_drained(c->tls);
             if (c->kind != DOWN_LINGER)
