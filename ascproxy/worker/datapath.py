@@ -84,8 +84,8 @@ class GatewayPath:
     def tick(self, now_ns: int) -> None:
         self._core.tick(now_ns)
 
-    def drain(self, unary_ns: int, stream_ns: int) -> None:
-        self._core.drain(unary_ns, stream_ns)
+    def drain(self, unary_ns: int, stream_ns: int, idle_ns: int) -> None:
+        self._core.drain(unary_ns, stream_ns, idle_ns)
 
     def take_log(self) -> bytes:
         return self._core.take_log()
