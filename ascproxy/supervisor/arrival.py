@@ -75,12 +75,12 @@ class Arrival:
         self.before = (holdings.snapshot, holdings.revision)
         holdings.snapshot, holdings.revision = frame.descriptors[0], str(frame.payload["revision"])
         self.phase, self.until_ns = Phase.STARTING, monotonic_ns() + READY_NS
-        supervisor.start_workers()
+        supervisor.start_workers(self.handover.wanted)
 
     def worker_ready(self) -> None:
         """A new worker accepts."""
         supervisor = self.supervisor
-        if self.phase is Phase.STARTING and supervisor.fleet.ready >= supervisor.wanted:
+        if self.phase is Phase.STARTING and supervisor.fleet.ready >= self.handover.wanted:
             self.phase = Phase.SERVING
             supervisor.commands.send(CANDIDATE, self.control[1], supervisor.serve_frame(), self._on_serves)
 

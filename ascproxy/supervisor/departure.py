@@ -2,8 +2,8 @@
 
 Theory. An exec cannot be taken back, so everything that can fail is tried before, in a child: the next program is run
 for a *rehearsal* (:mod:`ascproxy.supervisor.rehearsal`), in which it reads what would be handed over and has its own
-control check the configuration. It answers with the very command that it was, and that is executed then, with
-signals blocked: they wait for the next program. A rehearsal that fails changes nothing.
+control check the configuration. What has just been rehearsed is executed then, with signals blocked: they wait for the
+next program. A rehearsal that fails changes nothing.
 
 A quiet moment is one without a reload, an unanswered command or a process between its start and its readiness: none of
 these can be handed over. Traffic does not matter: it is the workers', and they go on.
@@ -11,7 +11,6 @@ these can be handed over. Traffic does not matter: it is the workers', and they 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
@@ -51,7 +50,8 @@ class Running:
 
 class Departure:
     """``command`` is the next program's. ``handover`` and ``descriptors`` say what passes, ``quiet`` whether it can
-    now; ``leaving`` and ``failed`` are called before the exec and when it will not happen."""
+    now, and ``unheard`` whether a signal waits in this program, with which it would be lost; ``leaving`` and ``failed``
+    are called before the exec and when it will not happen."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Departure:
         descriptors: Callable[[], Iterator[int]],
         quiet: Callable[[], bool],
         leaving: Callable[[], None],
+        unheard: Callable[[], bool],
         failed: Callable[[str], None],
     ) -> None:
         self.phase = Phase.NONE
@@ -75,10 +76,10 @@ class Departure:
         self._descriptors = descriptors
         self._quiet = quiet
         self._leaving = leaving
+        self._unheard = unheard
         self._failed = failed
         self._running: Running | None = None
         self._said: Frame | None = None
-        self._next: list[str] = []
         self._until_ns: int | None = None
 
     def start(self) -> None:
@@ -153,8 +154,7 @@ class Departure:
         elif said.kind is not Kind.DONE:
             self._fail(str(said.payload.get("reason", "the rehearsal failed")))
         else:
-            self._next = [str(part) for part in said.payload["command"]]
-            self._log.info("rehearsal succeeded", version=str(said.payload.get("version")), program=self._next[0])
+            self._log.info("upgrade: rehearsal succeeded", version=str(said.payload.get("version")))
             self.phase, self._until_ns = Phase.WAITING, monotonic_ns() + QUIET_NS
 
     def _fail(self, reason: str) -> None:
@@ -162,20 +162,22 @@ class Departure:
         self._failed(reason)
 
     def _leave(self) -> None:
-        """Become the next program. Returns only if that was impossible."""
+        """Become the next program. Returns only if that was impossible, or if a signal came first."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if self._unheard():
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            return
         self._leaving()
         handover = memfile.seal("ascproxy-handover", self._handover().encode())
         passed = [handover, *self._descriptors()]
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         for descriptor in passed:
             os.set_inheritable(descriptor, True)
         try:
             environment = {**self._environment, DESCRIPTOR_VARIABLE: str(handover)}
-            os.execve(self._next[0], self._next, environment)  # noqa: S606 - the command that was rehearsed
+            os.execve(self._command[0], self._command, environment)  # noqa: S606 - no shell is wanted
         except OSError as error:
             for descriptor in passed:
                 os.set_inheritable(descriptor, False)
             os.close(handover)
-            with contextlib.suppress(ValueError):
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self._fail(f"cannot execute {self._next[0]}: {error.strerror}")
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self._fail(f"cannot execute {self._command[0]}: {error.strerror}")

@@ -8,6 +8,7 @@ Nothing here blocks but ``select``. What each kind of event does is one method; 
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -107,6 +108,7 @@ class Supervisor:
             descriptors=self._passed,
             quiet=self._quiet,
             leaving=self._leave,
+            unheard=self._unheard,
             failed=self.upgrade_failed,
         )
         self._arrival = Arrival(self, handover, control) if handover is not None else None
@@ -123,7 +125,7 @@ class Supervisor:
                 self.holdings.add_berth()
             self._watch_berths()
             self._carry_out_control(self._control_slot.step(Event.WANTED, monotonic_ns()))
-            self.start_workers()
+            self.start_workers(self.wanted)
         else:
             self._take_over(self._arrival)
             self._watch_signals()
@@ -296,6 +298,8 @@ class Supervisor:
         self.predecessors.leave_in_child()
         self._departure.leave_in_child()
         if self._arrival is not None and self._arrival.under_way:
+            if self._arrival.before is not None:
+                os.close(self._arrival.before[0])
             os.close(self._arrival.control[0].pidfd)
             self._arrival.control[1].close()
         self.holdings.leave_in_child(number)
@@ -564,6 +568,10 @@ class Supervisor:
         yield from self.holdings.descriptors()
         yield from self._handover().descriptors()
 
+    def _unheard(self) -> bool:
+        """Whether a signal has come that the loop has not seen yet."""
+        return bool(select.select([self._wake_read], [], [], 0)[0])
+
     def _leave(self) -> None:
         self.log.info("upgrade: executing the next program")
         self.notifier.reloading(monotonic_ns())
@@ -605,9 +613,9 @@ class Supervisor:
         if frame.kind in (Kind.DONE, Kind.FAILED):
             self.commands.reply(frame)
 
-    def start_workers(self) -> None:
-        """Want as many as have to run."""
-        self._carry_out(self.fleet.resize(self.wanted, monotonic_ns()))
+    def start_workers(self, wanted: int) -> None:
+        """Want this many; there are berths for them."""
+        self._carry_out(self.fleet.resize(wanted, monotonic_ns()))
 
     def dismiss_predecessors(self) -> None:
         """The new workers serve: those of the program before finish what they have."""

@@ -1,8 +1,8 @@
 """What a program does when it is asked for a rehearsal: all of an upgrade that can fail, touching nothing.
 
 It has been imported whole by then. It adopts a copy of what would be handed over (descriptors, pages, layouts), has its
-own control check the configuration, lets a worker without sockets get ready on it, and answers with the command that it
-is. It holds listening sockets meanwhile, and accepts on none.
+own control check the configuration, lets a worker without sockets get ready on it, and answers with its
+version. It holds listening sockets meanwhile, and accepts on none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import select
 import signal
-import sys
 from collections.abc import Callable
 
 from ascproxy import __version__, _native
@@ -33,8 +32,7 @@ def answer(descriptor: int, rehearse: Callable[[], None]) -> int:
     except AscproxyError as error:
         mailbox.send(Frame(Kind.FAILED, payload={"reason": str(error)}))
         return error.exit_code
-    command = [sys.executable, *sys.orig_argv[1:]]
-    mailbox.send(Frame(Kind.DONE, payload={"version": __version__, "command": command}))
+    mailbox.send(Frame(Kind.DONE, payload={"version": __version__}))
     return 0
 
 
