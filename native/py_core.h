@@ -109,7 +109,7 @@ struct Core {
     uint64_t date_second;
     char date[32];       /* IMF-fixdate of date_second */
     char stamp[24];      /* ISO 8601 of it, without fraction */
-    uint64_t drain_unary_ns, drain_stream_ns, drain_idle_ns;
+    uint64_t drain_unary_ns, drain_stream_ns, drain_idle_ns; /* two times and a duration */
     bool draining, access_log;
 };
 

@@ -47,28 +47,29 @@ static void down_dealloc(Downstream *d)
     PyObject_Free(d);
 }
 
-/* While draining, an idle connection stays only until the drain says so: for one request more, answered with close. */
+/* While draining, an idle connection stays for a while of the drain's own: for one request more, answered with close. */
 static void idle_deadline(Downstream *d, uint64_t now)
 {
     const Core *core = d->conn.core;
-    uint64_t at = now + d->listener->limits.idle_timeout;
-    if (core->draining && at > core->drain_idle_ns)
-        at = core->drain_idle_ns > now ? core->drain_idle_ns : now;
-    conn_deadline(&d->conn, DOWN_IDLE, at);
+    uint64_t idle = d->listener->limits.idle_timeout;
+    if (core->draining && idle > core->drain_idle_ns)
+        idle = core->drain_idle_ns;
+    conn_deadline(&d->conn, DOWN_IDLE, now + idle);
 }
 
 void down_draining(Downstream *d, uint64_t now)
 {
-    uint64_t idle = d->conn.core->drain_idle_ns;
+    bool linger = d->conn.core->drain_idle_ns > 0;
     if (d->stream != NULL) {
-        d->last = true;
+        /* an answer that has begun may have promised to keep the connection: with time to linger, that is kept */
+        d->last = d->last || !linger;
     } else if (d->pending.len != 0 || d->conn.kind == DOWN_LINGER) {
         return; /* a head is under way: its answer will say close, like all while draining */
-    } else if (idle <= now) {
+    } else if (!linger) {
         d->last = true;
         conn_close(&d->conn);
-    } else if (d->conn.kind == DOWN_IDLE && d->conn.timer.deadline_ns > idle) {
-        conn_deadline(&d->conn, DOWN_IDLE, idle);
+    } else if (d->conn.kind == DOWN_IDLE && d->conn.timer.deadline_ns > now + d->conn.core->drain_idle_ns) {
+        idle_deadline(d, now);
     }
 }
 

@@ -48,7 +48,7 @@ class DataPath(Protocol):
 
     def tick(self, now_ns: int) -> None: ...
     def drain(self, unary_ns: int, stream_ns: int, idle_ns: int) -> None:
-        """Finish what is under way by these monotonic times; idle connections go at the third."""
+        """Finish what is under way by these monotonic times; let connections go that are idle for ``idle_ns``."""
 
     def take_log(self) -> bytes: ...
     async def close(self) -> None: ...
@@ -217,7 +217,7 @@ class Worker:
             self.stop_accepting(slot)
         self.place.page.store(_native.Page.CELLS["listening"], 0)
         now = monotonic_ns()
-        self.path.drain(now + unary_ms * MS, now + stream_ms * MS, now + idle_ms * MS)
+        self.path.drain(now + unary_ms * MS, now + stream_ms * MS, idle_ms * MS)
         self.hard_stop_ns = now + max(unary_ms, stream_ms, idle_ms) * MS
         self.draining = True
 

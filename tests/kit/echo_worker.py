@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from ascproxy import _native
+from ascproxy.clock import monotonic_ns
 from ascproxy.errors import AscproxyError
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net.tls import TicketKeys
@@ -104,7 +105,7 @@ class EchoPath:
                     connection.transport.abort()
 
     def drain(self, unary_ns: int, stream_ns: int, idle_ns: int) -> None:
-        self.cut_ns, self.idle_ns = unary_ns, idle_ns
+        self.cut_ns, self.idle_ns = unary_ns, monotonic_ns() + idle_ns
 
     def take_log(self) -> bytes:
         return b""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import http.client
 import json
 import os
 import shutil
@@ -16,7 +18,10 @@ from typing import Any
 import pytest
 
 from ascproxy.model.tenant import Tenant
+from tests.kit.load import Load
 from tests.kit.processes import Service, eventually, gone, running, snapshot
+from tests.kit.service import Service as RealService
+from tests.kit.service import command, first_light
 
 
 @pytest.fixture
@@ -353,3 +358,81 @@ def test_a_second_request_while_one_is_under_way_is_refused(service: Service) ->
     service.until_logged("upgrade ignored")
     service.until_logged("upgraded", 30)
     assert outcome(service)["number"] == 1
+
+
+# the real service, under load
+
+
+@pytest.mark.timeout(240)
+def test_upgrades_under_load_fail_no_request(tmp_path: Path) -> None:
+    """Every 3 s, four times: unary and streamed, plaintext and TLS, kept and fresh connections."""
+    with first_light(tmp_path, "--rate", "30", "--tokens", "24", workers=2) as (real, _):
+        assert real.process is not None
+        pid, seen = real.process.pid, [{worker["pid"] for worker in real.status()["workers"]}]
+        load = Load(real.key, real.http_port, real.https_port, real.facts["ca"], rate=60)
+
+        async def upgrades() -> None:
+            loop, stop = asyncio.get_running_loop(), asyncio.Event()
+            running_load = asyncio.ensure_future(load.run(stop))
+            begin = loop.time()
+            for number in range(4):
+                await asyncio.sleep(max(0.0, begin + 3 * number + 1 - loop.time()))
+                done = await asyncio.to_thread(command, "upgrade", "--config", str(real.folder), "--json")
+                assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "done"), done.stderr + real.said()
+                workers = (await asyncio.to_thread(real.status))["workers"]
+                seen.append({worker["pid"] for worker in workers if worker["state"] == "ready"})
+            stop.set()
+            await running_load
+
+        asyncio.run(upgrades())
+        assert load.failures == []
+        assert load.sent > 300
+        assert real.process.poll() is None and real.process.pid == pid
+        assert [len(pids) for pids in seen] == [2] * 5
+        assert len(set().union(*seen)) == 10, "each upgrade has workers of its own"
+        assert counted(real) == load.sent, "counters survive, those of workers that are gone too"
+
+
+def counted(service: RealService) -> int:
+    """Requests that the metrics say were answered with 200, once all are settled."""
+    lines = [line for line in service.metrics().splitlines() if line.startswith("ascproxy_requests_total{")]
+    return int(sum(float(line.rsplit(" ", 1)[1]) for line in lines if 'code="200"' in line))
+
+
+@pytest.mark.timeout(120)
+def test_a_long_stream_ends_whole_over_two_upgrades(tmp_path: Path) -> None:
+    with first_light(tmp_path, "--rate", "20", "--tokens", "160") as (real, _):
+        context = real.tls()
+        connection = http.client.HTTPSConnection("127.0.0.1", real.https_port, timeout=60, context=context)
+        body = {"model": "sim-chat", "stream": True, "messages": [{"role": "user", "content": "long"}]}
+        headers = {"authorization": f"Bearer {real.key}", "content-type": "application/json"}
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+        answer = connection.getresponse()
+        begin = answer.read(64)
+        owner = next(worker["pid"] for worker in real.status()["workers"] if worker["in_flight"])
+        for _ in range(2):
+            done = command("upgrade", "--config", str(real.folder))
+            assert (done.returncode, done.stdout) == (0, "upgraded from 0.1.0 to 0.1.0\n"), done.stderr
+        states = {worker["pid"]: worker["state"] for worker in real.status()["workers"]}
+        assert states[owner] == "draining", "the stream is still there, and status shows who has it"
+        whole = begin + answer.read()
+        assert whole.endswith(b"data: [DONE]\n\n")
+        assert whole.count(b"data: ") >= 160
+        connection.close()
+        eventually(lambda: gone(owner))
+
+
+def test_the_command_says_what_came_of_it(tmp_path: Path) -> None:
+    with first_light(tmp_path) as (real, _):
+        real.edit("resources.yaml", lambda document: document.update(routes="none"))
+        done = command("upgrade", "--config", str(real.folder))
+        assert done.returncode == 1
+        assert done.stderr.startswith("not upgraded: ")
+        assert "resources.yaml" in done.stderr
+        document = json.loads(command("upgrade", "--config", str(real.folder), "--json").stdout)
+        assert (document["state"], document["number"]) == ("failed", 2)
+        assert json.loads(command("status", "--config", str(real.folder), "--json").stdout)["upgrade"] == document
+        assert "last upgrade failed: " in command("status", "--config", str(real.folder)).stdout
+        assert real.ask("/v1/models", method="GET")[0] == 200
+    done = command("upgrade", "--config", str(real.folder))
+    assert done.returncode == 3
