@@ -55,6 +55,11 @@ test-real: $(VENV)/.dev $(VENV)/.built ## the SDKs against a real vLLM on CPU be
 	tests/real/install $(VENV)-vllm
 	ASCPROXY_VLLM=$(VENV)-vllm $(python) -m pytest -ra tests/real $(ARGS)
 
+.PHONY: test-systemd
+test-systemd: $(VENV)/.dev $(VENV)/.built ## the units on a booted Debian in systemd-nspawn (as root; makes its root once, 270 MB)
+	tools/packages host
+	ASCPROXY_SYSTEMD_HOST=1 $(python) -m pytest -ra tests/process/test_systemd_host.py $(ARGS)
+
 .PHONY: check
 check: $(VENV)/.dev ## linters, types, floors of the packages, compiler warnings
 	$(VENV)/bin/ruff check

@@ -54,8 +54,10 @@ def test_the_exposure_is_at_most_1_5() -> None:
 def test_that_check_bites(tmp_path: Path) -> None:
     weak = tmp_path / "ascproxy.service"
     text = (FOLDER / "ascproxy.service").read_text()
-    assert "NoNewPrivileges=yes" in text
-    weak.write_text(text.replace("NoNewPrivileges=yes", "").replace("CapabilityBoundingSet=\n", "").replace("ProtectSystem=strict", ""))  # fmt: skip
+    for setting in ("NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=strict"):
+        assert f"\n{setting}\n" in text
+        text = text.replace(f"\n{setting}\n", "\n")
+    weak.write_text(text)
     assert analyze("security", "--offline=true", f"--threshold={EXPOSURE}", str(weak)).returncode == 1
 
 
