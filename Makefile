@@ -30,7 +30,7 @@ native := $(wildcard native/*.c native/*.h)
 
 .PHONY: help
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## start a model server and the gateway, stream one answer (ONCE=1 ends then; UPSTREAM=url MODEL=name)

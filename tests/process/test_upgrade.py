@@ -19,7 +19,7 @@ import pytest
 
 from ascproxy.model.tenant import Tenant
 from tests.kit.load import Load
-from tests.kit.processes import Service, eventually, gone, running, snapshot
+from tests.kit.processes import ROOT, Service, eventually, gone, running, snapshot
 from tests.kit.service import Service as RealService
 from tests.kit.service import command, first_light
 
@@ -202,7 +202,7 @@ def test_new_workers_in_a_crash_loop_are_turned_round(service: Service) -> None:
 def program(tmp_path: Path) -> Path:
     """An executable that is the supervisor of these tests, and can be made another one."""
     file = tmp_path / "program"
-    write_program(file, Path.cwd())
+    write_program(file, ROOT)
     return file
 
 
@@ -212,7 +212,7 @@ def write_program(file: Path, root: Path, first: str = "") -> None:
     new.write_text(
         f"#!{sys.executable}\nimport os, sys\n{first}\n"
         f"os.environ['PYTHONSAFEPATH'] = '1'\n"
-        f"os.environ['PYTHONPATH'] = {str(root)!r} + ':' + {str(Path.cwd())!r}\n"
+        f"os.environ['PYTHONPATH'] = {str(root)!r} + ':' + {str(ROOT)!r}\n"
         f"os.execv(sys.executable, [sys.executable, '-m', 'ascproxy.supervisor', *sys.argv[1:]])\n"
     )
     new.chmod(0o755)
@@ -233,7 +233,7 @@ def another(tmp_path: Path, program: Path) -> Iterator[Service]:
 def version(tmp_path: Path, name: str, **edits: tuple[str, str]) -> Path:
     """A copy of the packages with edits: module (dots as ``__``) to what is replaced by what."""
     root = tmp_path / name
-    shutil.copytree(Path.cwd() / "ascproxy", root / "ascproxy", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "ascproxy", root / "ascproxy", ignore=shutil.ignore_patterns("__pycache__"))
     edits = {"ascproxy": ('__version__ = "0.1.0"', f'__version__ = "{name}"'), **edits}
     for module, (before, after) in edits.items():
         path = root / module.replace("__", "/")
@@ -248,7 +248,7 @@ def test_an_upgrade_to_another_version_and_back(another: Service, program: Path,
     write_program(program, version(tmp_path, "0.2.0"))
     with Asking(another) as asking:
         assert upgrade(another)["to"] == "0.2.0"
-        write_program(program, Path.cwd())
+        write_program(program, ROOT)
         found = upgrade(another)
     assert (found["from"], found["to"]) == ("0.2.0", "0.1.0")
     assert asking.failures == []
@@ -263,7 +263,7 @@ def test_an_upgrade_to_another_version_and_back(another: Service, program: Path,
 )
 def test_a_program_that_does_not_start_changes_nothing(another: Service, program: Path, first: str, said: str) -> None:
     before = another.children()
-    write_program(program, Path.cwd(), first)
+    write_program(program, ROOT, first)
     found = upgrade(another)
     assert said in found["reason"]
     assert another.children() == before
