@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ascproxy.model.node import Listener
 from ascproxy.model.tenant import Tenant
 from tests.kit.load import Load
 from tests.kit.processes import ROOT, Service, eventually, gone, running, snapshot
@@ -117,6 +119,30 @@ def test_a_revision_of_the_file_comes_into_force_with_the_new_workers(service: S
     assert upgrade(service)["state"] == "done"
     assert service.ask()["revision"] == "0000000000b2"
     assert service.status()["revision"] == "0000000000b2"
+
+
+def test_sockets_without_a_worker_of_their_own_are_accepted_after_it(tmp_path: Path) -> None:
+    """A slot that is not wanted any more, whose socket a sibling has adopted, and a Unix socket that all share."""
+    path = tmp_path / "data.sock"
+    main = snapshot(tmp_path).node.listeners[0]
+    with running(tmp_path, snapshot(tmp_path, listeners=(main, Listener("local", f"unix:{path}")))) as service:
+        service.process.send_signal(signal.SIGTTOU)
+        eventually(lambda: set(service.workers()) == {0})
+        before = pids(service)
+        with Asking(service) as asking:
+            assert upgrade(service)["state"] == "done"
+            eventually(lambda: all(gone(pid) for pid in before.values()))
+            for _ in range(20):  # half of them on the socket of slot 1
+                assert service.ask()["slot"] == 0
+        assert asking.failures == []
+        with socket.socket(socket.AF_UNIX) as end:
+            end.settimeout(5)
+            end.connect(str(path))
+            end.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            assert b'"listener":"local"' in end.recv(4096)
+        service.process.terminate()
+        assert service.process.wait(10) == 0
+        assert not path.exists()
 
 
 def test_session_tickets_outlive_an_upgrade(service: Service) -> None:
@@ -319,12 +345,16 @@ def test_signals_in_between_are_neither_lost_nor_fatal(service: Service) -> None
     eventually(lambda: set(pids(service)) == {0, 1, 2})
 
 
-def test_a_stop_in_the_middle_ends_all(service: Service) -> None:
+@pytest.mark.parametrize("moment", ["upgrade: rehearsing", "upgrade: executing", "upgrade: arrived", "upgraded"])
+def test_a_stop_in_the_middle_ends_all(service: Service, moment: str) -> None:
     service.process.send_signal(signal.SIGUSR2)
-    service.until_logged("upgrade: executing")
+    service.until_logged(moment)
     service.process.terminate()
     assert service.process.wait(20) == 0
     assert service.logged("stopped")["cut_off"] is False
+    marker = str(service.config)
+    eventually(lambda: descended(marker) == [], what=f"nothing is left: {descended(marker)}")
+    assert not Path(service.snapshot.node.run_dir).exists()
 
 
 @pytest.mark.parametrize("moment", ["upgrade: rehearsing", "upgrade: executing", "upgraded"])
