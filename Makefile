@@ -30,7 +30,7 @@ native := $(wildcard native/*.c native/*.h)
 
 .PHONY: help
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: run
 run: build ## start a model server and the gateway, stream one answer (ONCE=1 ends then; UPSTREAM=url MODEL=name)
@@ -54,6 +54,11 @@ together = $(filter-out $(alone) tests/kit tests/golden tests/wire,$(patsubst %/
 test-real: $(VENV)/.dev $(VENV)/.built ## the SDKs against a real vLLM on CPU behind the gateway (installs 2.5 GB into $(VENV)-vllm)
 	tests/real/install $(VENV)-vllm
 	ASCPROXY_VLLM=$(VENV)-vllm $(python) -m pytest -ra tests/real $(ARGS)
+
+.PHONY: test-systemd
+test-systemd: $(VENV)/.dev $(VENV)/.built ## the units on a booted Debian in systemd-nspawn (as root; makes its root once, 270 MB)
+	tools/packages host
+	ASCPROXY_SYSTEMD_HOST=1 $(python) -m pytest -ra tests/process/test_systemd_host.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## linters, types, floors of the packages, compiler warnings

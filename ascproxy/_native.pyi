@@ -228,9 +228,10 @@ class Core:
     def tick(self, now_ns: int) -> None:
         """Every 100 ms: all deadlines, the probe of paused sockets, heartbeat and gauges. ``now_ns`` is monotonic."""
 
-    def drain(self, unary_ns: int, stream_ns: int) -> None:
-        """Close idle connections, answer the rest with ``Connection: close``; cut unary exchanges and streams that are
-        still there at these monotonic times."""
+    def drain(self, unary_ns: int, stream_ns: int, idle_ns: int = 0) -> None:
+        """Answer every request with ``Connection: close`` from now on; cut unary exchanges and streams that are still
+        there at these monotonic times. Idle connections are closed after ``idle_ns`` (a duration), by default at once:
+        a client that is just about to send its next request on one would find it reset."""
 
     def take_log(self) -> bytes:
         """The access lines since the last call, newline-terminated JSON; at most 1 MiB is kept."""

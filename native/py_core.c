@@ -425,19 +425,17 @@ static PyObject *core_tick(Core *core, PyObject *argument)
 
 static PyObject *core_drain(Core *core, PyObject *args)
 {
-    unsigned long long unary, stream;
-    if (!PyArg_ParseTuple(args, "KK", &unary, &stream))
+    unsigned long long unary, stream, idle = 0;
+    if (!PyArg_ParseTuple(args, "KK|K", &unary, &stream, &idle))
         return NULL;
+    uint64_t now = asc_now();
     core->draining = true;
     core->drain_unary_ns = unary;
     core->drain_stream_ns = stream;
+    core->drain_idle_ns = idle;
     for (Downstream *d = core->downs, *next; d != NULL; d = next) {
         Py_INCREF(d);
-        d->last = true;
-        if (d->stream == NULL && d->pending.len == 0)
-            conn_close(&d->conn);
-        else if (d->stream == NULL)
-            d->last = false; /* a head is under way: its answer will say close, like all while draining */
+        down_draining(d, now);
         next = d->next;
         Py_DECREF(d);
     }

@@ -127,7 +127,7 @@ struct Core {
     uint64_t date_second;
     char date[32];       /* IMF-fixdate of date_second */
     char stamp[24];      /* ISO 8601 of it, without fraction */
-    uint64_t drain_unary_ns, drain_stream_ns;
+    uint64_t drain_unary_ns, drain_stream_ns, drain_idle_ns; /* two times and a duration */
     bool draining, access_log;
 };
 
@@ -342,6 +342,7 @@ void down_run(Downstream *d, char *bytes, size_t len);
 void down_settled(Downstream *d);
 void down_cut(Downstream *d, bool reset);
 void down_due(Downstream *d, uint64_t now);
+void down_draining(Downstream *d, uint64_t now); /* the drain begins */
 void down_probe(Downstream *d, uint64_t now);
 
 /* py_request.c */

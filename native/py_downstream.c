@@ -47,6 +47,32 @@ static void down_dealloc(Downstream *d)
     PyObject_Free(d);
 }
 
+/* While draining, an idle connection stays for a while of the drain's own: for one request more, answered with close. */
+static void idle_deadline(Downstream *d, uint64_t now)
+{
+    const Core *core = d->conn.core;
+    uint64_t idle = d->listener->limits.idle_timeout;
+    if (core->draining && idle > core->drain_idle_ns)
+        idle = core->drain_idle_ns;
+    conn_deadline(&d->conn, DOWN_IDLE, now + idle);
+}
+
+void down_draining(Downstream *d, uint64_t now)
+{
+    bool linger = d->conn.core->drain_idle_ns > 0;
+    if (d->stream != NULL) {
+        /* an answer that has begun may have promised to keep the connection: with time to linger, that is kept */
+        d->last = d->last || !linger;
+    } else if (d->pending.len != 0 || d->conn.kind == DOWN_LINGER) {
+        return; /* a head is under way: its answer will say close, like all while draining */
+    } else if (!linger) {
+        d->last = true;
+        conn_close(&d->conn);
+    } else if (d->conn.kind == DOWN_IDLE && d->conn.timer.deadline_ns > now + d->conn.core->drain_idle_ns) {
+        idle_deadline(d, now);
+    }
+}
+
 /* ---- closing ------------------------------------------------------------------------------------------------------ */
 
 /* Close after everything queued has left. A client that may still be sending is drained for a moment, or the reset that
@@ -267,7 +293,7 @@ void down_run(Downstream *d, char *bytes, size_t len)
                 d->head_ns = asc_now();
             conn_deadline(c, DOWN_HEADER, d->head_ns + d->listener->limits.header_timeout);
         } else if (!c->write_paused) {
-            conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
+            idle_deadline(d, asc_now());
         }
     }
     Py_DECREF(d);
@@ -472,10 +498,9 @@ static PyObject *down_connection_made(Downstream *d, PyObject *transport)
     /* +-10 %: connections that were opened together do not all end together */
     uint64_t age = d->listener->limits.connection_age;
     d->age_ns = age ? age - age / 10 + core_random(core) % (age / 5 + 1) : UINT64_MAX / 2;
+    /* One that was accepted in the turn in which the drain began is served like the others: it was not refused. */
     if (over != LIMIT_NONE) { /* no answer: who is over a cap gets nothing that costs us something */
         core_trip(core, over);
-        conn_abort(&d->conn);
-    } else if (core->draining) {
         conn_abort(&d->conn);
     } else if (d->listener->tls != Py_None) {
         d->conn.tls = tls_new_server(asc_tls_context(d->listener->tls), &core->output);
@@ -485,7 +510,7 @@ static PyObject *down_connection_made(Downstream *d, PyObject *transport)
             conn_deadline(&d->conn, DOWN_HANDSHAKE, d->opened_ns + d->listener->limits.tls_handshake);
     } else {
         /* the head deadline runs from the first byte; until then the connection is idle */
-        conn_deadline(&d->conn, DOWN_IDLE, d->opened_ns + d->listener->limits.idle_timeout);
+        idle_deadline(d, d->opened_ns);
     }
     Py_RETURN_NONE;
 }
@@ -545,7 +570,7 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
         int got = tls_read(c->tls, core->plain, DOWN_READ);
         (void)conn_flush(c);
         if (c->kind == DOWN_HANDSHAKE && tls_established(c->tls))
-            conn_deadline(c, DOWN_IDLE, asc_now() + d->listener->limits.idle_timeout);
+            idle_deadline(d, asc_now());
         if (got > 0) {
             bool drained = tls_drained(c->tls);
             if (c->kind != DOWN_LINGER)

@@ -34,11 +34,13 @@ def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
 
     Raises :class:`NotRunningError` when none does, and AscproxyError with its reason when it refuses.
     """
-    connection = LocalConnection(run_dir)
     try:
-        connection.request(method, path, None if body is None else json.dumps(body).encode())
-        response = connection.getresponse()
-        document = json.loads(response.read())
+        try:
+            status, reason, document = _exchange(run_dir, method, path, body)
+        except http.client.RemoteDisconnected:
+            if method != "GET":
+                raise
+            status, reason, document = _exchange(run_dir, method, path, body)  # control has just been replaced
     except PermissionError as error:
         raise AscproxyError(f"{run_dir} belongs to another user: run this as the user of the service") from error
     except (FileNotFoundError, ConnectionRefusedError) as error:
@@ -47,12 +49,20 @@ def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
         raise NotRunningError(f"nothing runs in {run_dir}: start it with: ascproxy serve DIR") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise AscproxyError(f"the service in {run_dir} does not answer: {error or type(error).__name__}") from error
+    if status >= 400:
+        kind = UsageError if status == 400 else AscproxyError
+        raise kind(str(document.get("error", reason)))
+    return document
+
+
+def _exchange(run_dir: Path, method: str, path: str, body: Any) -> tuple[int, str, Any]:
+    connection = LocalConnection(run_dir)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body).encode())
+        response = connection.getresponse()
+        return response.status, response.reason, json.loads(response.read())
     finally:
         connection.close()
-    if response.status >= 400:
-        kind = UsageError if response.status == 400 else AscproxyError
-        raise kind(str(document.get("error", response.reason)))
-    return document
 
 
 def _is_locked(run_dir: Path) -> bool:

@@ -12,8 +12,8 @@ import typer
 HELP = """\
 Run the whole service in the foreground.
 
-SIGTERM drains, Ctrl-C drains for 5 s, a second signal stops at once. SIGHUP reloads the configuration; SIGTTIN and
-SIGTTOU add and remove a worker.
+SIGTERM drains, Ctrl-C drains for 5 s, a second signal stops at once. SIGHUP reloads the configuration, SIGUSR2 upgrades
+to the program that is installed now; SIGTTIN and SIGTTOU add and remove a worker.
 
 [bold]Examples[/bold]
 
@@ -35,5 +35,16 @@ def serve(
 ) -> None:
     """Replace this process by the supervisor: same pid, so that a service manager's expectations hold."""
     sys.stdout.flush()
-    command = [sys.executable, "-m", "ascproxy.supervisor", str(config)]
+    command = [sys.executable, "-m", "ascproxy.supervisor", str(config), "--again", *again(sys.argv[0], config)]
     os.execv(sys.executable, command)  # noqa: S606 - our own interpreter, no shell is wanted
+
+
+def again(started_as: str, config: Path) -> list[str]:
+    """The command that an upgrade runs: this one, by the name that it was started with.
+
+    A symbolic link in that name is not followed now but then, so that it may lead to another version by that time.
+    """
+    program = Path(started_as).absolute()
+    if os.access(program, os.X_OK) and program.is_file():
+        return [str(program), "serve", str(config)]
+    return [sys.executable, "-m", "ascproxy", "serve", str(config)]

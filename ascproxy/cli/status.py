@@ -55,6 +55,9 @@ def render(document: dict[str, Any]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     head = f"revision {document['revision']}, separation {document['separation']}"
+    upgrade = document.get("upgrade")
+    if upgrade is not None and upgrade["state"] == "failed":
+        lines.append(f"the last upgrade failed: {upgrade['reason']}")
     return "\n".join([head, *lines]) + "\n"
 
 

@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from ascproxy import _native
 from ascproxy.clock import monotonic_ns
 from ascproxy.telemetry import metrics
 
 SHARED = "shared.page"
+UPGRADE = "upgrade.json"
 # The numbers of ascproxy.supervisor.slots.State, a contract between processes; the words are the status document's.
-EMPTY, READY = 0, 3
+EMPTY, READY = 0, metrics.READY
 STATES = ("stopped", "waiting", "starting", "ready", "draining", "failing", "replacing")
 HEARTBEAT_LIMIT_NS = 10_000_000_000
 SEPARATION = "none"  # all processes run under one user
@@ -37,13 +40,28 @@ class Node:
     def __init__(self, run_dir: Path, now_ns: Callable[[], int] = monotonic_ns) -> None:
         self.run_dir = run_dir
         self.now_ns = now_ns
-        self._pages: list[_native.Page] = []
+        self._pages: dict[str, _native.Page] = {}
 
     def pages(self) -> list[_native.Page]:
-        """The pages of all slots, by number: slots are added while the service runs, never removed."""
-        while (self.run_dir / f"slot-{len(self._pages)}.page").exists():
-            self._pages.append(open_page(self.run_dir / f"slot-{len(self._pages)}.page", writable=False))
-        return self._pages
+        """The pages of all slots: they are added while the service runs, never removed.
+
+        A slot has a second one, ``slot-N.1.page``, once an upgrade has put two processes into it, and so on.
+        """
+        slot = 0
+        while self._open(f"slot-{slot}.page"):
+            number = 1
+            while self._open(f"slot-{slot}.{number}.page"):
+                number += 1
+            slot += 1
+        return list(self._pages.values())
+
+    def _open(self, name: str) -> bool:
+        if name not in self._pages:
+            try:
+                self._pages[name] = open_page(self.run_dir / name, writable=False)
+            except FileNotFoundError:
+                return False
+        return True
 
     def shared_page(self) -> _native.Page | None:
         """The shared page, None before the supervisor has made it."""
@@ -51,14 +69,24 @@ class Node:
         return open_page(path, writable=False) if path.exists() else None
 
     def status(self, revision: str | None) -> dict[str, Any]:
-        """The document of ``ascproxy status --json``."""
-        workers = [self._worker(slot, page) for slot, page in enumerate(self.pages()) if _load(page, "state") != EMPTY]
-        return {"revision": revision, "separation": SEPARATION, "workers": workers}
+        """The document of ``ascproxy status --json``: of one slot's workers, the newest is the last."""
+        pages = [page for page in self.pages() if _load(page, "state") != EMPTY]
+        pages.sort(key=lambda page: (_load(page, "slot"), _load(page, "state") == READY, _load(page, "incarnation")))
+        workers = [self._worker(page) for page in pages]
+        return {"revision": revision, "separation": SEPARATION, "workers": workers, "upgrade": self.upgrade()}
 
-    def _worker(self, slot: int, page: _native.Page) -> dict[str, Any]:
+    def upgrade(self) -> dict[str, Any] | None:
+        """What became of the last upgrade, by the supervisor's word; None if there was none."""
+        try:
+            found = orjson.loads((self.run_dir / UPGRADE).read_bytes())
+        except (OSError, orjson.JSONDecodeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def _worker(self, page: _native.Page) -> dict[str, Any]:
         state = _load(page, "state")
         return {
-            "slot": slot,
+            "slot": _load(page, "slot"),
             "pid": _load(page, "pid") or None,
             "state": STATES[state] if state < len(STATES) else str(state),
             "revision": metrics.revision_name(_load(page, "revision")),

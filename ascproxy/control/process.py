@@ -1,8 +1,8 @@
 """The life of control: commands of the supervisor in, HTTP out. It ends by SIGTERM, or when the supervisor has gone.
 
-LOAD may come before anything is served: it is how the service starts. SERVE says which revision is in force and, the
-first time, brings the two listening sockets, which the supervisor holds, so that a control that is replaced leaves no
-gap in which a probe is refused.
+LOAD may come before anything is served: it is how the service starts, and how an upgrade does, which brings the first
+snapshot with it. SERVE says which revision is in force and, the first time, brings the two listening sockets, which the
+supervisor holds, so that a control that is replaced leaves no gap in which a probe is refused.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class Control:
         """Carry out one command and acknowledge it."""
         match frame.kind:
             case Kind.LOAD:
-                await self.answer_load(frame.request)
+                await self.answer_load(frame)
             case Kind.SERVE:
                 try:
                     self.serve(frame)
@@ -143,11 +143,13 @@ class Control:
             case other:
                 self.mailbox.send(Frame(Kind.FAILED, frame.request, {"reason": f"control does not know {other.name}"}))
 
-    async def answer_load(self, request: int) -> None:
+    async def answer_load(self, frame: Frame) -> None:
         """Check and compile the configuration on a thread: a beat must not wait for it."""
+        request = frame.request
         try:
+            self.take_boot(frame.descriptors)
             loaded = await asyncio.to_thread(self.load, self.boot)
-            self.keys_of(loaded.snapshot)
+            self.keys_of(self.boot or loaded.snapshot)
         except LoadError as error:
             payload = {"findings": _fitting(error.findings), "exit_code": error.exit_code}
             self.mailbox.send(Frame(Kind.FAILED, request, payload))
@@ -165,6 +167,14 @@ class Control:
         }
         self.mailbox.send(Frame(Kind.DONE, request, payload, (descriptor,)))
         os.close(descriptor)
+
+    def take_boot(self, descriptors: tuple[int, ...]) -> None:
+        """Know the first snapshot of a service that runs already: an upgrade is no restart. Raises AscproxyError."""
+        for descriptor in descriptors:
+            try:
+                self.boot = snapshots.decode(memfile.read(descriptor))
+            finally:
+                os.close(descriptor)
 
     def keys_of(self, snapshot: Snapshot) -> Keys:
         """The keys in the store, which is opened once, and before any worker is: workers only read it."""

@@ -6,6 +6,10 @@
 * :mod:`~ascproxy.supervisor.memory`: what all processes use, and the steps that workers take when it runs short;
 * :mod:`~ascproxy.supervisor.commands`: what was asked of a child and is not answered yet;
 * :mod:`~ascproxy.supervisor.child`: fork, harden, and hand over;
+* :mod:`~ascproxy.supervisor.departure`, :mod:`~ascproxy.supervisor.arrival`: the two halves of an upgrade, in the
+  program that leaves and in the one that comes; :mod:`~ascproxy.supervisor.rehearsal` is what is tried before;
+* :mod:`~ascproxy.supervisor.handover`: what passes from one to the other, and its layout;
+* :mod:`~ascproxy.supervisor.predecessors`: workers of a slot that has another process by now;
 * :mod:`~ascproxy.supervisor.holdings`: everything that outlives a worker, in one object;
 * :mod:`~ascproxy.supervisor.rundir`: the run directory: its lock and the pages;
 * :mod:`~ascproxy.supervisor.notify`: what the service manager is told.

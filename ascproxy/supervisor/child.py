@@ -13,23 +13,28 @@ import ctypes
 import importlib
 import os
 import resource
+import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ascproxy.errors import UsageError
+from ascproxy.supervisor.handover import DESCRIPTOR_VARIABLE, REHEARSAL_VARIABLE
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 MAILBOX_FD = 3  # where an executed child finds its mailbox
-# What the service manager said to the supervisor is not for its children.
+# What the service manager and an earlier program said to the supervisor is not for its children.
 PRIVATE_ENVIRONMENT = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"}
-)
+    {
+        "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES",
+        DESCRIPTOR_VARIABLE, REHEARSAL_VARIABLE,
+    }
+)  # fmt: skip
 # Sent to a whole process group by a terminal or a service manager; a child obeys its mailbox.
-IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGPIPE)
+IGNORED = (signal.SIGINT, signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGPIPE)
 CRASHED = 70  # EX_SOFTWARE: a worker's function raised
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -81,22 +86,58 @@ def execute(arguments: list[str], mailbox: int, environment: Mapping[str, str]) 
     """A fresh ``python -m ...`` with its mailbox at descriptor 3. It ends by SIGTERM when the supervisor does."""
     clean = {name: value for name, value in environment.items() if name not in PRIVATE_ENVIRONMENT}
 
-    def run() -> int:
+    def run() -> None:
         if mailbox == MAILBOX_FD:
             os.set_inheritable(mailbox, True)
         else:
             os.dup2(mailbox, MAILBOX_FD)
         os.execve(sys.executable, [sys.executable, *arguments], clean)  # noqa: S606 - our own interpreter, no shell is wanted
 
+    return _execute(run)
+
+
+def execute_program(
+    command: Sequence[str], environment: Mapping[str, str], more: Mapping[str, str], descriptors: Iterable[int]
+) -> Child:
+    """Another program with these descriptors under their numbers, and ``more`` in its environment."""
+    clean = {name: value for name, value in environment.items() if name not in PRIVATE_ENVIRONMENT}
+
+    def run() -> None:
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, True)
+        os.execve(command[0], list(command), {**clean, **more})  # noqa: S606 - no shell is wanted
+
+    return _execute(run)
+
+
+def _execute(run: Callable[[], None]) -> Child:
     parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         try:
             harden(parent, signal.SIGTERM, dumpable=True)
             run()
+        except OSError as error:
+            os.write(2, f"cannot execute: {error}\n".encode())
         finally:
             os._exit(CRASHED)
     return Child(pid, os.pidfd_open(pid))
+
+
+def end(running: Child, number: int = signal.SIGTERM) -> None:
+    """Stop a child and wait for it."""
+    running.signal(number)
+    waiting = select.poll()
+    waiting.register(running.pidfd, select.POLLIN)
+    if not waiting.poll(1_000):
+        running.signal(signal.SIGKILL)
+        waiting.poll()
+    running.reap()
+
+
+def status_words(status: int) -> str:
+    """An exit status for people."""
+    return f"exit {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def harden(parent: int, death_signal: int, *, dumpable: bool) -> None:

@@ -32,6 +32,11 @@ class Commands:
         if mailbox is None or not mailbox.send(replace(frame, request=self._last)):
             self._answered(self._last, "its mailbox is full or closed", None)
 
+    @property
+    def idle(self) -> bool:
+        """Whether every command has been answered."""
+        return not self._pending
+
     def reply(self, frame: Frame) -> None:
         """A DONE or FAILED frame has come. One that nobody waits for any more is dropped."""
         failed = frame.kind is Kind.FAILED

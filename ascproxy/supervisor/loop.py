@@ -1,42 +1,52 @@
 """The supervisor's loop: waits for signals, mailboxes, exits and deadlines, and carries out what the machines say.
 
 Nothing here blocks but ``select``. What each kind of event does is one method; decisions are in
-:mod:`ascproxy.supervisor.slots` and :mod:`ascproxy.supervisor.reload`.
+:mod:`ascproxy.supervisor.slots`, :mod:`ascproxy.supervisor.reload`, :mod:`ascproxy.supervisor.departure` and
+:mod:`ascproxy.supervisor.arrival`.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from ascproxy import _native
+from ascproxy import __version__, _native
 from ascproxy.clock import monotonic_ns
 from ascproxy.net import listener
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
-from ascproxy.supervisor import child
-from ascproxy.supervisor.child import Child
+from ascproxy.supervisor import arrival, child
+from ascproxy.supervisor.arrival import CANDIDATE, Arrival
+from ascproxy.supervisor.child import Child, status_words
 from ascproxy.supervisor.commands import Answer, Commands
-from ascproxy.supervisor.holdings import Holdings
+from ascproxy.supervisor.departure import Departure
+from ascproxy.supervisor.handover import ControlProcess, Handover, Process
+from ascproxy.supervisor.holdings import Holdings, Post
 from ascproxy.supervisor.memory import Memory
 from ascproxy.supervisor.notify import Notifier
+from ascproxy.supervisor.predecessors import GRACE_MS, IDLE_MS, Predecessor, Predecessors
 from ascproxy.supervisor.reload import Reloader
-from ascproxy.supervisor.slots import MS, Action, Event, Fleet, Order, Slot, State
+from ascproxy.supervisor.slots import MS, SILENCE_NS, Action, Event, Fleet, Order, Slot, State
 from ascproxy.telemetry import metrics
 from ascproxy.telemetry.log import Log
 
 INTERRUPT_DRAIN_MS = 5_000  # SIGINT: somebody is waiting at a terminal
-DRAIN_GRACE_MS = 5_000  # after the last deadline of a drain, workers are killed
 TICKETS_NS = 8 * 3600 * 1000 * MS  # how long a key of session tickets encrypts
-SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU)
+SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2)
+UNSETTLED = frozenset({State.STARTING, State.FAILING, State.REPLACING})
 CONTROL = -1  # the key of control where slots are keys
 
 
 class Supervisor:
-    """Keeps ``holdings.node.workers`` workers and one control process alive until it is told to stop."""
+    """Keeps ``holdings.node.workers`` workers and one control process alive until it is told to stop.
+
+    ``again`` is the command that an upgrade runs. ``handover`` comes from the program before, if there was one; then
+    ``control`` is the new one, beside the old one that was handed over.
+    """
 
     def __init__(
         self,
@@ -46,7 +56,9 @@ class Supervisor:
         start_control: Callable[[], tuple[Child, Mailbox]],
         control: tuple[Child, Mailbox],
         environment: Mapping[str, str],
+        again: Sequence[str],
         log: Log,
+        handover: Handover | None = None,
     ) -> None:
         self.log = log
         self.holdings = holdings
@@ -58,7 +70,7 @@ class Supervisor:
         self._control_slot = Slot(CONTROL)
         self._control_box: Mailbox | None = None
         self._children: dict[int, Child] = {}
-        self._commands = Commands()
+        self.commands = Commands()
         self._reloader = Reloader(
             holdings=holdings,
             fleet=self.fleet,
@@ -71,7 +83,7 @@ class Supervisor:
             status=self._status,
         )
         self._memory = Memory(holdings.shared_page.page, holdings.node.limits.memory_limit, log)
-        self._wanted = holdings.node.workers
+        self.wanted = holdings.node.workers if handover is None else handover.wanted
         self._drain_ms = (holdings.node.limits.drain_unary_ms, holdings.node.limits.drain_stream_ms)
         self._hard_stop_ns: int | None = None
         self._draining: set[int] = set()
@@ -79,22 +91,46 @@ class Supervisor:
         self._announced = False
         self._watchdog_ns = monotonic_ns()
         self._started_ns = monotonic_ns()
-        self._rotate_ns = self._started_ns + TICKETS_NS
+        self._rotate_ns = self._started_ns + TICKETS_NS if handover is None else handover.rotate_ns
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
+        self.predecessors = Predecessors(
+            holdings=holdings,
+            selector=self._selector,
+            commands=self.commands,
+            log=log,
+            changed=self._close_when_drained,
+        )
+        self._departure = Departure(
+            command=again,
+            environment=environment,
+            selector=self._selector,
+            log=log,
+            handover=self._handover,
+            descriptors=self._passed,
+            quiet=self._quiet,
+            leaving=self._leave,
+            unheard=self._unheard,
+            failed=self.upgrade_failed,
+        )
+        self._arrival = Arrival(self, handover, control) if handover is not None else None
+        self._upgrades = 0 if handover is None else handover.number
+        self._retiring: dict[int, tuple[Child, int]] = {}  # controls that were told to end, and when they are killed
 
     # the loop
 
     def run(self) -> int:
         """Serve until a signal ends it. 0 after a drain, 1 when it was cut off."""
-        self._watch_signals()
-        for _ in range(self._wanted):
-            self.holdings.add_berth()
-        for number, berth in enumerate(self.holdings.berths):
-            self._watch(berth.ours, partial(self._on_worker_frame, number))
-        now = monotonic_ns()
-        self._carry_out_control(self._control_slot.step(Event.WANTED, now))
-        self._carry_out(self.fleet.resize(self._wanted, now))
+        if self._arrival is None:
+            self._watch_signals()
+            for _ in range(self.wanted):
+                self.holdings.add_berth()
+            self._watch_berths()
+            self._carry_out_control(self._control_slot.step(Event.WANTED, monotonic_ns()))
+            self.start_workers(self.wanted)
+        else:
+            self._take_over(self._arrival)
+            self._watch_signals()
         while not self._finished():
             for key, _ in self._selector.select(self._timeout()):
                 if self._selector.get_map().get(key.fd) is key:  # an earlier event may have closed it
@@ -106,12 +142,19 @@ class Supervisor:
         return 1 if self._cut else 0
 
     def _finished(self) -> bool:
-        return self.fleet.stopping and self.fleet.settled and not self._control_slot.alive
+        return self._settled() and not self._control_slot.alive and not self._retiring
+
+    def _settled(self) -> bool:
+        """Whether the service stops, and no worker is left."""
+        return self.fleet.stopping and self.fleet.settled and not self.predecessors.present
 
     def _timeout(self) -> float | None:
         control = self._control_slot.deadline()
         times = [self.fleet.next_ns(), control[0] if control else None, self._hard_stop_ns, self._rotate_ns]
         times.append(self._memory.due_ns)
+        times += [self.predecessors.next_ns(), self._departure.next_ns()]
+        times += [self._arrival.next_ns() if self._arrival is not None else None]
+        times += [until for _, until in self._retiring.values()]
         if self.notifier.watchdog_ns is not None:
             times.append(self._watchdog_ns)
         known = [time for time in times if time is not None]
@@ -126,16 +169,25 @@ class Supervisor:
         if self._hard_stop_ns is not None and now >= self._hard_stop_ns:
             self.log.warning("drain took too long, the rest is cut off")
             self._kill_all()
-        if self.fleet.stopping and self.fleet.settled:
+        self.predecessors.tick(now)
+        for running, until_ns in self._retiring.values():
+            if now >= until_ns:
+                self._retiring[running.pidfd] = (running, now + SILENCE_NS)
+                running.signal(signal.SIGKILL)
+        if self._arrival is not None:
+            self._arrival.tick(now)
+        if self._settled():
             self._carry_out_control(self._control_slot.step(Event.UNWANTED, now))
-        pages = (berth.page.page for berth in self.holdings.berths)
-        self._memory.look(now, pages, [self._children[CONTROL].pid] if CONTROL in self._children else [])
+        posts = [*(berth.post for berth in self.holdings.berths), *(one.post for one in self.predecessors.present)]
+        control = [self._children[CONTROL].pid] if CONTROL in self._children else []
+        self._memory.look(now, [post.page.page for post in posts], control)
         if now >= self._rotate_ns:
             self._rotate_ns = now + TICKETS_NS
             self._reloader.rotate_tickets()
         if self.notifier.watchdog_ns is not None and now >= self._watchdog_ns:
             self.notifier.watchdog()
             self._watchdog_ns = now + self.notifier.watchdog_ns
+        self._departure.tick(now)
 
     # signals
 
@@ -146,6 +198,7 @@ class Supervisor:
             signal.signal(number, lambda *_: None)  # the number arrives by the wake-up descriptor
         signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._on_signals)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # an upgrade blocks them: what came meanwhile comes now
 
     def _on_signals(self) -> None:
         for number in self._wake_read.recv(64):
@@ -157,9 +210,11 @@ class Supervisor:
                 case signal.SIGHUP:
                     self._reloader.start()
                 case signal.SIGTTIN:
-                    self._resize(self._wanted + 1)
+                    self._resize(self.wanted + 1)
                 case signal.SIGTTOU:
-                    self._resize(max(1, self._wanted - 1))
+                    self._resize(max(1, self.wanted - 1))
+                case signal.SIGUSR2:
+                    self._upgrade()
 
     def _stop(self, name: str, drain_ms: tuple[int, int]) -> None:
         now = monotonic_ns()
@@ -170,32 +225,40 @@ class Supervisor:
         self.log.info(f"{name}, draining", unary_ms=drain_ms[0], stream_ms=drain_ms[1])
         self.notifier.stopping("draining")
         self._drain_ms = drain_ms
-        self._hard_stop_ns = now + (max(drain_ms) + DRAIN_GRACE_MS) * MS
+        self._hard_stop_ns = now + (max(drain_ms) + GRACE_MS) * MS
+        self._departure.cancel()
+        if self._arrival is not None and self._arrival.under_way:
+            self._arrival.abandon()
         self._draining = {slot.number for slot in self.fleet.slots if slot.state is State.READY}
+        self.predecessors.dismiss_all(*drain_ms)
         self._carry_out(self.fleet.stop(now))
         self._close_when_drained()
 
     def _kill_all(self) -> None:
         self._cut = True
         self._hard_stop_ns = None
-        for running in self._children.values():
+        for running in (*self._children.values(), *(running for running, _ in self._retiring.values())):
             running.signal(signal.SIGKILL)
+        for one in self.predecessors.present:
+            self.predecessors.kill(one)
 
     def _resize(self, wanted: int) -> None:
         if self.fleet.stopping:
             return
-        self._wanted = wanted
+        self.wanted = wanted
+        if self._arrival is not None and self._arrival.under_way:
+            return  # done when it is over
         while len(self.holdings.berths) < wanted:
             number = len(self.holdings.berths)
             try:
                 berth = self.holdings.add_berth()
             except listener.ListenError as error:
                 self.log.error(f"no worker added: {error}")
-                self._wanted = number
+                self.wanted = number
                 break
-            self._watch(berth.ours, partial(self._on_worker_frame, number))
-        self.log.info("number of workers changed", workers=self._wanted)
-        self._carry_out(self.fleet.resize(self._wanted, monotonic_ns()))
+            self._watch(berth.post.ours, partial(self._on_worker_frame, number))
+        self.log.info("number of workers changed", workers=self.wanted)
+        self._carry_out(self.fleet.resize(self.wanted, monotonic_ns()))
 
     # carrying out
 
@@ -217,8 +280,8 @@ class Supervisor:
 
     def _spawn(self, number: int) -> None:
         slot, berth = self.fleet.slots[number], self.holdings.berths[number]
-        lost = berth.ours.discard() + berth.theirs.discard()
-        if self.holdings.run_dir.repair(berth.page, number):
+        lost = berth.post.ours.discard() + berth.post.theirs.discard()
+        if self.holdings.run_dir.repair(berth.post.page, number):
             self.log.error("metric page was damaged and starts anew", slot=number)
         if lost:
             self.log.debug("frames of a gone worker discarded", slot=number, frames=lost)
@@ -236,16 +299,23 @@ class Supervisor:
         self.notifier.close()
         if self._control_box is not None:
             self._control_box.close()
-        for running in self._children.values():
+        for running in (*self._children.values(), *(running for running, _ in self._retiring.values())):
             os.close(running.pidfd)
+        self.predecessors.leave_in_child()
+        self._departure.leave_in_child()
+        if self._arrival is not None and self._arrival.under_way:
+            if self._arrival.before is not None:
+                os.close(self._arrival.before[0])
+            os.close(self._arrival.control[0].pidfd)
+            self._arrival.control[1].close()
         self.holdings.leave_in_child(number)
         berth = self.holdings.berths[number]
         return self._worker(
             slot=number,
             incarnation=self.fleet.slots[number].incarnation,
-            mailbox=berth.theirs,
+            mailbox=berth.post.theirs,
             sockets=(*berth.sockets, *self.holdings.shared),
-            page=berth.page.page,
+            page=berth.post.page.page,
             shared_page=self.holdings.shared_page.page,
             snapshot=self.holdings.snapshot,
             tickets=self.holdings.tickets,
@@ -265,7 +335,7 @@ class Supervisor:
 
     def _close_when_drained(self) -> None:
         """Once no worker accepts any more, connections must be refused and not left in a queue."""
-        if self.fleet.stopping and not self._draining:
+        if self.fleet.stopping and not self._draining and not self.predecessors.asked:
             listener.stop_listening(self.holdings.all_sockets())
 
     def _adopt(self, number: int) -> None:
@@ -297,7 +367,7 @@ class Supervisor:
         """Write what the machines know into the pages, for control to read."""
         cells = _native.Page.CELLS
         for slot in self.fleet.slots:
-            page = self.holdings.berths[slot.number].page.page
+            page = self.holdings.berths[slot.number].post.page.page
             running = self._children.get(slot.number)
             page.store(cells["state"], slot.state)
             page.store(cells["incarnation"], slot.incarnation)
@@ -324,10 +394,10 @@ class Supervisor:
             on_frame(frame)
 
     def _command(self, number: int, frame: Frame, answer: Answer) -> None:
-        self._commands.send(number, self.holdings.berths[number].ours, frame, answer)
+        self.commands.send(number, self.holdings.berths[number].post.ours, frame, answer)
 
     def _command_control(self, frame: Frame, answer: Answer) -> None:
-        self._commands.send(CONTROL, self._control_box, frame, answer)
+        self.commands.send(CONTROL, self._control_box, frame, answer)
 
     def _on_worker_frame(self, number: int, frame: Frame) -> None:
         slot, now = self.fleet.slots[number], monotonic_ns()
@@ -337,13 +407,17 @@ class Supervisor:
                 self._carry_out(self.fleet.step(number, Event.READY, now))
                 self._reloader.worker_ready(number)
                 self._announce()
+                if self._arrival is not None:
+                    self._arrival.worker_ready()
             case Kind.FAILED if frame.request == 0:
+                if self._arrival is not None:
+                    self._arrival.reason = str(frame.payload.get("reason"))
                 self.log.error("worker cannot start", slot=number, reason=str(frame.payload.get("reason")))
             case Kind.DONE | Kind.FAILED:
-                self._commands.reply(frame)
+                self.commands.reply(frame)
 
     def _announce(self) -> None:
-        if self._announced or self.fleet.ready < self._wanted:
+        if self._announced or self.fleet.ready < self.wanted:
             return
         self._announced = True
         self.log.info(
@@ -357,7 +431,7 @@ class Supervisor:
         self.notifier.ready(self._status())
 
     def _status(self) -> str:
-        return f"serving revision {self.holdings.revision} with {self._wanted} workers"
+        return f"serving revision {self.holdings.revision} with {self.wanted} workers"
 
     # exits
 
@@ -366,15 +440,17 @@ class Supervisor:
         if status is None:
             return
         slot, now = self.fleet.slots[number], monotonic_ns()
-        metrics.zero_gauges(self.holdings.berths[number].page.page)
+        metrics.zero_gauges(self.holdings.berths[number].post.page.page)
         expected = slot.state is State.DRAINING
         report = self.log.info if expected else self.log.warning
-        report("worker exited", slot=number, status=_status_words(status), was_ready=slot.state is State.READY)
+        report("worker exited", slot=number, status=status_words(status), was_ready=slot.state is State.READY)
         orders = self.fleet.step(number, Event.EXITED, now)
-        self._commands.fail(number)
+        self.commands.fail(number)
         self._draining.discard(number)
         self._carry_out(orders)
         self._close_when_drained()
+        if self._arrival is not None and self._arrival.under_way:
+            self._arrival.worker_failed(number, status_words(status))
 
     def _reap(self, number: int) -> int | None:
         running = self._children[number]
@@ -405,7 +481,11 @@ class Supervisor:
 
     def _serve_control(self) -> None:
         """Tell control what is in force, and give it its sockets."""
-        frame = Frame(
+        self._command_control(self.serve_frame(), self._on_control_serves)
+
+    def serve_frame(self) -> Frame:
+        """The command SERVE for what is in force."""
+        return Frame(
             Kind.SERVE,
             payload={"run_dir": self.holdings.node.run_dir},
             descriptors=(
@@ -415,7 +495,6 @@ class Supervisor:
                 self.holdings.control.fileno(),
             ),
         )
-        self._command_control(frame, self._on_control_serves)
 
     def _on_control_serves(self, reason: str | None, _: Frame | None) -> None:
         if reason is not None:
@@ -429,7 +508,7 @@ class Supervisor:
     def _on_control_frame(self, frame: Frame) -> None:
         self._control_slot.beat(monotonic_ns())
         if frame.kind in (Kind.DONE, Kind.FAILED):
-            self._commands.reply(frame)
+            self.commands.reply(frame)
 
     def _on_control_exit(self) -> None:
         running = self._children.pop(CONTROL)
@@ -441,11 +520,200 @@ class Supervisor:
             self._control_box.close()
             self._control_box = None
         if self._control_slot.state is not State.DRAINING:
-            self.log.error("control exited and is replaced", status=_status_words(status or 0))
+            self.log.error("control exited and is replaced", status=status_words(status or 0))
         actions = self._control_slot.step(Event.EXITED, monotonic_ns())
-        self._commands.fail(CONTROL)
+        self.commands.fail(CONTROL)
         self._carry_out_control(actions)
 
+    # upgrade
 
-def _status_words(status: int) -> str:
-    return f"exit {status}" if status >= 0 else signal.Signals(-status).name
+    def _upgrade(self) -> None:
+        """Start one, unless one is under way."""
+        arriving = self._arrival is not None and self._arrival.under_way
+        if self.fleet.stopping or arriving or not self._departure.idle:
+            self.log.warning("upgrade ignored: the service is stopping, or one is under way")
+            return
+        self._upgrades += 1
+        self.log.info("upgrade: rehearsing the next program", version=__version__)
+        self._say_upgrade("running", __version__)
+        self._departure.start()
+
+    def _quiet(self) -> bool:
+        """Whether everything that is under way could be handed over."""
+        return (
+            self._reloader.idle
+            and self.commands.idle
+            and not self._retiring
+            and self._control_slot.state is State.READY
+            and not any(slot.state in UNSETTLED for slot in self.fleet.slots)
+        )
+
+    def _handover(self) -> Handover:
+        late_ns = monotonic_ns() + (max(self._drain_ms) + GRACE_MS) * MS
+        own = [
+            Process(
+                slot, self._children[slot.number].pid, self._children[slot.number].pidfd,
+                until_ns=late_ns if slot.state is State.DRAINING else None,
+            )
+            for slot in self.fleet.slots
+            if slot.number in self._children
+        ]  # fmt: skip
+        control, box = self._children.get(CONTROL), self._control_box
+        return Handover(
+            version=__version__,
+            number=self._upgrades,
+            wanted=self.wanted,
+            rotate_ns=self._rotate_ns,
+            holdings=self.holdings.record(),
+            slots=tuple(self.fleet.slots),
+            processes=(*own, *(one.passed() for one in self.predecessors.present)),
+            control=ControlProcess(control.pid, control.pidfd, box.fileno()) if control and box else None,
+        )
+
+    def _passed(self) -> Iterator[int]:
+        yield from self.holdings.descriptors()
+        yield from self._handover().descriptors()
+
+    def _unheard(self) -> bool:
+        """Whether a signal has come that the loop has not seen yet."""
+        return bool(select.select([self._wake_read], [], [], 0)[0])
+
+    def _leave(self) -> None:
+        self.log.info("upgrade: executing the next program")
+        self.notifier.reloading(monotonic_ns())
+
+    def _take_over(self, arriving: Arrival) -> None:
+        """Go on with what the program before has handed over, and start the new beside it."""
+        handover, now = arriving.handover, monotonic_ns()
+        self._reloader.held = True
+        self._announced = True
+        for process in handover.processes:
+            number = process.slot.number
+            os.set_inheritable(process.pidfd, False)
+            if process.post is None:
+                post = self.holdings.renew_post(number)
+            else:
+                post = Post.adopt(self.holdings.run_dir, process.post)
+            running = Child(process.pid, process.pidfd)
+            self.predecessors.add(Predecessor(process.slot, running, post, process.until_ns))
+        self.fleet.slots = arrival.fresh_slots(handover, now)
+        self._watch_berths()
+        if handover.control is None:
+            self._first_control = None
+            self._carry_out_control(self._control_slot.step(Event.WANTED, now))
+        else:
+            os.set_inheritable(handover.control.pidfd, False)
+            running = Child(handover.control.pid, handover.control.pidfd)
+            self._use_control(running, Mailbox.inherited(handover.control.mailbox))
+        self._first_control = None
+        running, box = arriving.control
+        self._selector.register(running.pidfd, selectors.EVENT_READ, arriving.control_exited)
+        self._watch(box, self._on_candidate_frame)
+        arriving.begin()
+
+    def _watch_berths(self) -> None:
+        for number, berth in enumerate(self.holdings.berths):
+            self._watch(berth.post.ours, partial(self._on_worker_frame, number))
+
+    def _on_candidate_frame(self, frame: Frame) -> None:
+        if frame.kind in (Kind.DONE, Kind.FAILED):
+            self.commands.reply(frame)
+
+    def start_workers(self, wanted: int) -> None:
+        """Want this many; there are berths for them."""
+        self._carry_out(self.fleet.resize(wanted, monotonic_ns()))
+
+    def dismiss_predecessors(self) -> None:
+        """The new workers serve: those of the program before finish what they have."""
+        for one in list(self.predecessors.present):
+            if one.until_ns is None:
+                self.predecessors.dismiss(one, *self._drain_ms, IDLE_MS)
+
+    def replace_control(self, new: tuple[Child, Mailbox]) -> None:
+        """The new control serves: the old one ends."""
+        self._unwatch(new[0].pidfd, new[1].fileno())
+        old, box = self._children.pop(CONTROL, None), self._control_box
+        if old is not None and box is not None:
+            self.end_control((old, box))
+        self.commands.fail(CONTROL)
+        self._use_control(*new)
+
+    def _use_control(self, running: Child, box: Mailbox) -> None:
+        self._control_slot = Slot(CONTROL, State.READY, incarnation=1, beat_ns=monotonic_ns(), opened=True)
+        self._children[CONTROL], self._control_box = running, box
+        self._selector.register(running.pidfd, selectors.EVENT_READ, self._on_control_exit)
+        self._watch(box, self._on_control_frame)
+
+    def end_control(self, old: tuple[Child, Mailbox]) -> None:
+        """Tell a control that is not needed any more to end."""
+        running, box = old
+        self._unwatch(running.pidfd, box.fileno())
+        self.commands.fail(CANDIDATE)
+        box.close()
+        running.signal(signal.SIGTERM)
+        self._retiring[running.pidfd] = (running, monotonic_ns() + SILENCE_NS)
+        self._selector.register(running.pidfd, selectors.EVENT_READ, partial(self._on_retired, running))
+
+    def _on_retired(self, running: Child) -> None:
+        self._selector.unregister(running.pidfd)
+        del self._retiring[running.pidfd]
+        running.reap()
+
+    def _unwatch(self, *descriptors: int) -> None:
+        for descriptor in descriptors:
+            if descriptor in self._selector.get_map():
+                self._selector.unregister(descriptor)
+
+    def turn_back(self, before: Slot) -> None:
+        """Give a slot back to the worker that it had before; the new one, if there is one, goes."""
+        number, now = before.number, monotonic_ns()
+        failed, running = self.fleet.slots[number], self._children.pop(number, None)
+        old = self.predecessors.take_back(number)
+        self._unwatch(self.holdings.berths[number].post.ours.fileno())
+        if running is not None:
+            self._unwatch(running.pidfd)
+            self.commands.fail(number)
+            new = Predecessor(failed, running, self.holdings.renew_post(number))
+            self.predecessors.add(new)
+            if failed.state is State.READY:
+                self.predecessors.dismiss(new, *self._drain_ms, IDLE_MS)
+            else:
+                self.predecessors.kill(new)
+        if old is not None:
+            self.holdings.reinstate(number, old.post)
+            self._children[number] = old.child
+            self._selector.register(old.child.pidfd, selectors.EVENT_READ, partial(self._on_worker_exit, number))
+        self._watch(self.holdings.berths[number].post.ours, partial(self._on_worker_frame, number))
+        self._reloader.given[number] = self._reloader.serial
+        self.fleet.slots[number], event = arrival.turned_back(before, failed, present=old is not None)
+        before.beat(now)
+        self._carry_out(self.fleet.step(number, event, now) if event is not None else [])
+
+    def upgraded(self, before: str, snapshot: int) -> None:
+        """An upgrade has succeeded."""
+        os.close(snapshot)
+        self.log.info("upgraded", version=__version__, before=before, revision=self.holdings.revision)
+        self._say_upgrade("done", before)
+        self._upgrade_over(self._status())
+
+    def upgrade_failed(self, reason: str, before: str = __version__) -> None:
+        """An upgrade has failed: all is as it was."""
+        self.log.error("upgrade failed", reason=reason)
+        self._say_upgrade("failed", before, reason)
+        self._upgrade_over(f"{self._status()}; the last upgrade failed")
+
+    def _upgrade_over(self, status: str) -> None:
+        self.notifier.ready(status)
+        self._reloader.held = False
+        self._reloader.take_up()
+        if not self.fleet.stopping and self.wanted != sum(slot.state is not State.EMPTY for slot in self.fleet.slots):
+            self._resize(self.wanted)
+
+    def _say_upgrade(self, state: str, before: str, reason: str | None = None) -> None:
+        document = {"number": self._upgrades, "state": state, "from": before, "to": __version__, "reason": reason}
+        if state != "done":
+            document["to"] = None
+        try:
+            self.holdings.run_dir.write_upgrade(document)
+        except OSError as error:
+            self.log.error("cannot say what became of the upgrade", reason=str(error))

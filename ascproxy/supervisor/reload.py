@@ -87,6 +87,7 @@ class Reloader:
     status: Callable[[], str]
     serial: int = 0
     given: dict[int, int] = field(default_factory=dict)
+    held: bool = False  # while an upgrade is under way, a reload only waits
     _serials: int = 0
     _wanted: bool = False
     _loading: bool = False
@@ -96,13 +97,18 @@ class Reloader:
         """Load the configuration anew, or note that it is wanted: taken up when what is under way is over."""
         if self.fleet.stopping:
             return
-        if self._loading or self._reload is not None or not self.control_ready():
+        if self.held or not self.idle or not self.control_ready():
             self._wanted = True
             return
         self._wanted = False
         self._loading = True
         self.notifier.reloading(monotonic_ns())
         self.to_control(Frame(Kind.LOAD), self._on_loaded)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no reload is under way."""
+        return not self._loading and self._reload is None
 
     def take_up(self) -> None:
         """Start what was wanted meanwhile."""

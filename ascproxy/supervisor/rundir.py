@@ -1,8 +1,9 @@
 """The run directory: one supervisor at a time, emptied at its start, and the pages in it.
 
 ``lock`` is locked (flock) for the life of the supervisor; it holds its pid, for a person to read and for nothing else.
-``slot-N.page`` are the metric pages, ``shared.page`` is what all processes read. A clean stop removes the directory
-if a supervisor made it; so whoever has locked makes sure that what is locked is still the file in it.
+``slot-N.page`` are the metric pages (``slot-N.K.page`` where processes of one slot overlapped), ``shared.page`` is what
+all processes read, ``upgrade.json`` is what became of the last upgrade. A clean stop removes the directory if a
+supervisor made it; so whoever has locked makes sure that what is locked is still the file in it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ import contextlib
 import fcntl
 import mmap
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+import orjson
 
 from ascproxy import _native
 from ascproxy.errors import AscproxyError
@@ -21,6 +25,7 @@ from ascproxy.telemetry import metrics
 LOCK = "lock"
 SHARED = "shared.page"
 CONTROL_SOCKET = "control.sock"
+UPGRADE = "upgrade.json"
 
 
 class RunDirError(AscproxyError):
@@ -31,6 +36,7 @@ class RunDirError(AscproxyError):
 class PageFile:
     """A mapped page. The mapping is shared with every process that maps the same file."""
 
+    name: str
     memory: mmap.mmap
     page: _native.Page
 
@@ -42,12 +48,25 @@ class RunDir:
         """Raises :class:`RunDirError` when it is in use, somebody else's, or cannot be made."""
         self.path = Path(path)
         while True:
-            self._lock = self._open_lock(path)
+            self.lock = self._open_lock(path)
             self._take_lock()
             if self._is_locked():
                 break
-            os.close(self._lock)  # the one before us was just removing it
+            os.close(self.lock)  # the one before us was just removing it
         self.empty()
+
+    @classmethod
+    def adopt(cls, path: str, lock: int, made: bool) -> RunDir:
+        """The directory that this process had locked before it executed another program: nothing in it is touched.
+
+        Raises :class:`RunDirError` when what is locked is not the lock in it.
+        """
+        found = cls.__new__(cls)
+        found.path, found.lock, found.made = Path(path), lock, made
+        os.set_inheritable(lock, False)
+        if not found._is_locked():
+            raise RunDirError(f"run_dir {path} is not what the running service had locked")
+        return found
 
     def _open_lock(self, path: str) -> int:
         try:
@@ -65,19 +84,19 @@ class RunDir:
 
     def _is_locked(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(self._lock), (self.path / LOCK).lstat())
+            return os.path.samestat(os.fstat(self.lock), (self.path / LOCK).lstat())
         except FileNotFoundError:
             return False
 
     def _take_lock(self) -> None:
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.pread(self._lock, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._lock)
+            pid = os.pread(self.lock, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self.lock)
             raise RunDirError(f"already running, pid {pid} (run_dir {self.path}): stop it first") from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+        os.ftruncate(self.lock, 0)
+        os.pwrite(self.lock, f"{os.getpid()}\n".encode(), 0)
 
     def empty(self) -> None:
         """Remove every file but the lock."""
@@ -85,21 +104,35 @@ class RunDir:
             if entry.name != LOCK and not entry.is_dir():
                 entry.unlink()
 
-    def create_page(self, name: str) -> PageFile:
-        """A new zeroed page file."""
-        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    def create_page(self, name: str, slot: int = 0) -> PageFile:
+        """A new page file, zeroed but for the slot's number. It appears whole: control looks for pages at any time."""
+        new = self.path / f".{name}"
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, metrics.PAGE_SIZE)
             memory = mmap.mmap(descriptor, metrics.PAGE_SIZE)
         finally:
             os.close(descriptor)
-        return PageFile(memory, _native.Page(memory))
+        page = _native.Page(memory)
+        page.store(_native.Page.CELLS["slot"], slot)
+        new.rename(self.path / name)
+        return PageFile(name, memory, page)
 
-    def create_slot_page(self, slot: int) -> PageFile:
-        """The page of a slot, with its number in it."""
-        page = self.create_page(f"slot-{slot}.page")
-        page.page.store(_native.Page.CELLS["slot"], slot)
-        return page
+    def open_page(self, name: str) -> PageFile:
+        """A page file that is there. Raises OSError, and :class:`RunDirError` if its layout is another version's."""
+        descriptor = os.open(self.path / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            memory = mmap.mmap(descriptor, metrics.PAGE_SIZE)
+        finally:
+            os.close(descriptor)
+        try:
+            return PageFile(name, memory, _native.Page(memory))
+        except ValueError as error:
+            raise RunDirError(f"{self.path / name} cannot be read by this version: {error}") from error
+
+    def create_slot_page(self, slot: int, number: int = 0) -> PageFile:
+        """A page of a slot, with the slot's number in it. ``number`` tells its pages apart."""
+        return self.create_page(f"slot-{slot}.{number}.page" if number else f"slot-{slot}.page", slot)
 
     def create_shared_page(self) -> PageFile:
         """The shared page, with its cells: every process finds them by their keys."""
@@ -108,6 +141,16 @@ class RunDir:
         for key in (metrics.REVISION, metrics.OVERLOAD, metrics.MEMORY, metrics.MEMORY_LIMIT):
             page.page.series(key, 1)
         return page
+
+    def open_shared_page(self) -> PageFile:
+        """The shared page that is there."""
+        return self.open_page(SHARED)
+
+    def write_upgrade(self, document: Mapping[str, object]) -> None:
+        """Say what has become of an upgrade: read whole or not at all. Raises OSError."""
+        new = self.path / f".{UPGRADE}"
+        new.write_bytes(orjson.dumps(document) + b"\n")
+        new.rename(self.path / UPGRADE)
 
     def repair(self, file: PageFile, slot: int) -> bool:
         """Make a page that its worker damaged usable again, at the price of its counters. True if it was."""
@@ -122,7 +165,7 @@ class RunDir:
 
     def close_in_child(self) -> None:
         """Give up the lock's descriptor; the lock stays with the supervisor."""
-        os.close(self._lock)
+        os.close(self.lock)
 
     def close(self) -> None:
         """Remove what is in the directory, and the directory if it was made here, and unlock it."""
@@ -131,4 +174,4 @@ class RunDir:
         if self.made:
             with contextlib.suppress(OSError):  # the folder above may not be ours to write
                 self.path.rmdir()
-        os.close(self._lock)
+        os.close(self.lock)

@@ -121,7 +121,7 @@ class Slot:
             self.due_ns = now_ns + self.pause_ns
             self.pause_ns = min(2 * self.pause_ns, LONGEST_PAUSE_NS)
         if Action.SPAWN in actions:
-            self.restarts += self.incarnation > 0
+            self.restarts += before is not State.EMPTY
             self.incarnation += 1
         if Action.SPAWN in actions or Action.KILL in actions:
             self.beat_ns = now_ns

@@ -22,8 +22,11 @@ Labels = tuple[str, ...]
 
 
 class PageCollector(Collector):
-    """Reads ``pages()``, the pages of all slots by slot number, and ``shared``, the shared page, at each collection.
-    ``now_ns`` is monotonic."""
+    """Reads ``pages()``, the pages of all slots, and ``shared``, the shared page, at each collection. ``now_ns`` is
+    monotonic.
+
+    Sums are over all pages; what has the label ``slot`` is of the slot's current page.
+    """
 
     def __init__(
         self,
@@ -117,12 +120,12 @@ def _header_families(pages: Sequence[_native.Page]) -> Iterator[Metric]:
         if family is None:
             kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
             family = families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
-        values = [page.load(_native.Page.CELLS[header.cell]) for page in pages]
+        cell = _native.Page.CELLS[header.cell]
         if header.per_slot:
-            for slot, value in enumerate(values):
-                family.add_metric((str(slot), *header.fixed), value)
+            for slot, page in metrics.current(pages).items():
+                family.add_metric((str(slot), *header.fixed), page.load(cell))
         else:
-            family.add_metric(header.fixed, sum(values))
+            family.add_metric(header.fixed, sum(page.load(cell) for page in pages))
     yield from families.values()
 
 
@@ -138,7 +141,7 @@ def _worker_families(pages: Sequence[_native.Page], now_ns: int) -> Iterator[Met
     revision, heartbeat = metrics.WORKER_REVISION, metrics.HEARTBEAT_AGE
     revisions = GaugeMetricFamily(revision.name, revision.help, labels=revision.labels)
     ages = GaugeMetricFamily(heartbeat.name, heartbeat.help, labels=heartbeat.labels)
-    for slot, page in enumerate(pages):
+    for slot, page in metrics.current(pages).items():
         name = metrics.revision_name(page.load(_native.Page.CELLS["revision"]))
         if name is not None:
             revisions.add_metric((str(slot), name), 1)

@@ -12,6 +12,7 @@ from closed lists, never from a request: an unknown model does not make a series
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -23,6 +24,7 @@ EXCHANGE = b"exchange"
 REFUSALS = b"refusals"
 LIMITS = b"limits"  # written natively: find_trips of native/py_core.c
 EXCHANGE_LABELS = ("listener", "route", "provider", "operation")
+READY = 3  # the number of ascproxy.supervisor.slots.State in the cell "state": a contract between processes
 # Cells of the shared page, read by every process. Control alone writes the first two, the supervisor the others.
 KEY_EPOCH = b"key_epoch"
 REVISION = b"revision"
@@ -265,6 +267,16 @@ def exchange_block(page: _native.Page, listener: str, route: str, provider: str,
 def refusal_cell(page: _native.Page, code: str) -> int:
     """The cell that counts refusals with a public error code; 0 when the page is full."""
     return page.series(REFUSALS + SEPARATOR + code.encode(), 1)
+
+
+def current(pages: Iterable[_native.Page]) -> dict[int, _native.Page]:
+    """Of each slot the page of its newest process that is ready, else of its newest: processes of a slot overlap."""
+    cells, found = _native.Page.CELLS, dict[int, tuple[tuple[bool, int], _native.Page]]()
+    for page in pages:
+        slot, rank = page.load(cells["slot"]), (page.load(cells["state"]) == READY, page.load(cells["incarnation"]))
+        if slot not in found or rank > found[slot][0]:
+            found[slot] = rank, page
+    return {slot: page for slot, (_, page) in sorted(found.items())}
 
 
 def zero_gauges(page: _native.Page) -> None:

@@ -94,8 +94,8 @@ class GatewayPath:
     def overload(self, step: int) -> None:
         self._core.overload = step
 
-    def drain(self, unary_ns: int, stream_ns: int) -> None:
-        self._core.drain(unary_ns, stream_ns)
+    def drain(self, unary_ns: int, stream_ns: int, idle_ns: int) -> None:
+        self._core.drain(unary_ns, stream_ns, idle_ns)
 
     def take_log(self) -> bytes:
         return self._core.take_log()

@@ -52,7 +52,9 @@ class DataPath(Protocol):
         """Do what the step of :mod:`ascproxy.supervisor.memory` asks for, from now on."""
 
     def tick(self, now_ns: int) -> None: ...
-    def drain(self, unary_ns: int, stream_ns: int) -> None: ...
+    def drain(self, unary_ns: int, stream_ns: int, idle_ns: int) -> None:
+        """Finish what is under way by these monotonic times; let connections go that are idle for ``idle_ns``."""
+
     def take_log(self) -> bytes: ...
     async def close(self) -> None: ...
     @property
@@ -97,6 +99,7 @@ class Worker:
     draining: bool = False
     paused: bool = False
     hard_stop_ns: int = 0
+    drained_ticks: int = 0
     _ticks: int = 0
     _dropped: int = 0
 
@@ -112,9 +115,12 @@ class Worker:
         if self._ticks % TICKS_PER_BEAT == 0:
             self.place.mailbox.send(Frame(Kind.BEAT, payload={"in_flight": self.path.in_flight}))
         self._ticks += 1
-        if self.draining and (self.path.connections == 0 or now >= self.hard_stop_ns):
-            self.done.set()
-            return
+        if self.draining:
+            # Not at the first tick: what the loop accepted in the turn of the drain is no connection of the path yet.
+            self.drained_ticks += 1
+            if (self.path.connections == 0 and self.drained_ticks > 1) or now >= self.hard_stop_ns:
+                self.done.set()
+                return
         self.loop.call_later(TICK_S, self.tick)
 
     def flush_log(self) -> None:
@@ -222,7 +228,8 @@ class Worker:
                 case Kind.RELEASE:
                     self.stop_accepting(int(frame.payload["slot"]))
                 case Kind.DRAIN:
-                    self.drain(int(frame.payload["unary_ms"]), int(frame.payload["stream_ms"]))
+                    times = (int(frame.payload.get(name, 0)) for name in ("unary_ms", "stream_ms", "idle_ms"))
+                    self.drain(*times)
                 case other:
                     raise AscproxyError(f"a worker does not know the command {other.name}")
         except (AscproxyError, OSError, LookupError, ValueError) as error:
@@ -257,14 +264,14 @@ class Worker:
         page.store(cells["revision"], metrics.revision_number(found.revision))
         page.store(cells["revision_failed"], 0)
 
-    def drain(self, unary_ms: int, stream_ms: int) -> None:
-        """Accept no more; exit when the last connection is gone, at the latest after the longer time."""
+    def drain(self, unary_ms: int, stream_ms: int, idle_ms: int) -> None:
+        """Accept no more; exit when the last connection is gone, at the latest after the longest time."""
         for slot in list(self.sockets):
             self.stop_accepting(slot)
         self.place.page.store(_native.Page.CELLS["listening"], 0)
         now = monotonic_ns()
-        self.path.drain(now + unary_ms * MS, now + stream_ms * MS)
-        self.hard_stop_ns = now + max(unary_ms, stream_ms) * MS
+        self.path.drain(now + unary_ms * MS, now + stream_ms * MS, idle_ms * MS)
+        self.hard_stop_ns = now + max(unary_ms, stream_ms, idle_ms) * MS
         self.draining = True
 
 

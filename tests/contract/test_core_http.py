@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from ascproxy.clock import monotonic_ns
 from tests.kit.rig import Answer, Forwarder, Rig, post, read_answer, read_request, run, until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
@@ -623,6 +624,74 @@ def test_usage_finish_and_access_line() -> None:
             assert (line["tokens_in"], line["tokens_out"], line["attempts"]) == (7, 3, 1)
             assert line["path"] == "/v1/chat/completions"
             assert rig.core.take_log() == b""
+
+    run(main())
+
+
+def test_a_drain_that_waits_serves_one_more_request_on_an_idle_connection() -> None:
+    """Nobody who is just about to send finds the connection reset; who sends nothing is let go in the end."""
+
+    async def main() -> None:
+        async with Rig(echo) as rig:
+            silent, silent_writer = await rig.client()
+            reader, writer = await rig.client()
+            writer.write(post(b"{}"))
+            assert (await read_answer(reader)).fields.get("connection") != "close"
+            began = monotonic_ns()
+            rig.core.drain(2**62, 2**62, 10**9)
+            writer.write(post(b"{}"))
+            answer = await read_answer(reader)
+            assert (answer.status, answer.fields["connection"]) == (200, "close")
+            assert await reader.read() == b""
+            assert await silent.read() == b""
+            assert monotonic_ns() - began >= 10**9
+            await until(lambda: rig.core.connections == 0, "nothing is left")
+            writer.close()
+            silent_writer.close()
+
+    run(main())
+
+
+def test_a_drain_that_waits_keeps_what_a_begun_answer_promised() -> None:
+    """Its head said nothing of close, so the client may use the connection once more."""
+    gate = asyncio.Event()
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            _, body = await read_request(reader)
+            head, _, rest = ok(body).partition(b"\r\n\r\n")
+            writer.write(head + b"\r\n\r\n")
+            await gate.wait()
+            writer.write(rest)
+
+    async def main() -> None:
+        async with Rig(script) as rig:
+            reader, writer = await rig.client()
+            writer.write(post(b"{}"))
+            await reader.readuntil(b"\r\n\r\n")
+            rig.core.drain(2**62, 2**62, 10**10)
+            gate.set()
+            assert await reader.readexactly(2) == b"{}"
+            writer.write(post(b"{}"))
+            answer = await read_answer(reader)
+            assert (answer.status, answer.fields["connection"]) == (200, "close")
+            assert await reader.read() == b""
+            writer.close()
+
+    run(main())
+
+
+def test_a_connection_that_arrives_with_the_drain_is_served() -> None:
+    """It was accepted in the turn in which the drain began: whoever sent on it was not refused."""
+
+    async def main() -> None:
+        async with Rig(echo) as rig:
+            rig.core.drain(2**62, 2**62, 10**10)
+            reader, writer = await rig.client()
+            writer.write(post(b"{}"))
+            answer = await read_answer(reader)
+            assert (answer.status, answer.fields["connection"]) == (200, "close")
+            writer.close()
 
     run(main())
 

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 
 from ascproxy import _native
+from ascproxy.clock import monotonic_ns
 from ascproxy.errors import AscproxyError
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net.tls import TicketKeys
@@ -77,6 +78,7 @@ class EchoPath:
         self.open: set[Connection] = set()
         self.accepted = place.page.load(_native.Page.CELLS["accepted"])
         self.cut_ns: int | None = None
+        self.idle_ns = 0
         if any(tenant.name == f"crash-{place.slot}" for tenant in snapshot.tenants):
             os._exit(3)
 
@@ -99,14 +101,14 @@ class EchoPath:
             for connection in list(self.open):
                 if connection.waiting == b"/late":
                     connection.answer()
-                elif now_ns >= self.cut_ns or connection.waiting is None:
+                elif now_ns >= (self.idle_ns if connection.waiting is None else self.cut_ns):
                     connection.transport.abort()
 
     def overload(self, step: int) -> None:
         self.step = step
 
-    def drain(self, unary_ns: int, stream_ns: int) -> None:
-        self.cut_ns = unary_ns
+    def drain(self, unary_ns: int, stream_ns: int, idle_ns: int) -> None:
+        self.cut_ns, self.idle_ns = unary_ns, monotonic_ns() + idle_ns
 
     def take_log(self) -> bytes:
         return b""

@@ -86,6 +86,7 @@ class Service:
         config: bytes | None = None,
         worker: str = "tests.kit.echo_worker:run",
         environment: dict[str, str] | None = None,
+        again: list[str] | None = None,
         **popen: Any,
     ) -> None:
         self.folder = folder
@@ -93,8 +94,10 @@ class Service:
         self.config = folder / "snapshot.json"
         self.log_file = folder / "log"
         self.config.write_bytes(encode(first) if config is None else config)
-        command = [sys.executable, "-m", "ascproxy.supervisor", str(self.config)]
-        command += ["--worker", worker, "--control", "tests.kit.plain_control"]
+        given = [str(self.config), "--worker", worker, "--control", "tests.kit.plain_control"]
+        command = [sys.executable, "-m", "ascproxy.supervisor", *given]
+        if again is not None:  # what an upgrade runs, with the same arguments
+            command += ["--again", *again, *given, "--again", *again, *given]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 popen.pop("wrap", []) + command,
@@ -161,7 +164,10 @@ class Service:
             connection.close()
 
     def status(self) -> dict[str, Any]:
-        return self.local("GET", "/status")[1]
+        try:
+            return self.local("GET", "/status")[1]
+        except http.client.RemoteDisconnected:  # control is being replaced: what it had just accepted is closed
+            return self.local("GET", "/status")[1]
 
     def workers(self) -> dict[int, dict[str, Any]]:
         return {worker["slot"]: worker for worker in self.status()["workers"]}

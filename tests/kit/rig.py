@@ -57,7 +57,7 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
-def limits(**changes: int) -> dict[str, int]:
+def limits(**changes: Any) -> dict[str, int]:
     return dataclasses.asdict(dataclasses.replace(Limits(), **changes))
 
 

@@ -69,7 +69,7 @@ def test_metrics_are_what_the_parser_of_prometheus_reads(service: Service) -> No
 
 def test_status(service: Service) -> None:
     status = service.status()
-    assert set(status) == {"revision", "separation", "workers"}
+    assert set(status) == {"revision", "separation", "workers", "upgrade"}
     assert status["separation"] == "none"
     assert [set(worker) for worker in status["workers"]] == [
         {"slot", "pid", "state", "revision", "restarts", "in_flight"}

@@ -35,7 +35,17 @@ COMMANDS = dict(commands())
 
 
 def test_the_commands_of_this_version() -> None:
-    assert set(COMMANDS) == {"init", "serve", "check", "status", "key create", "key list", "key revoke", "sim"}
+    assert set(COMMANDS) == {
+        "init",
+        "serve",
+        "check",
+        "status",
+        "upgrade",
+        "key create",
+        "key list",
+        "key revoke",
+        "sim",
+    }
 
 
 @pytest.mark.parametrize("name", COMMANDS)

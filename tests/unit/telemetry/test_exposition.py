@@ -71,6 +71,7 @@ def test_refusals_and_header_cells() -> None:
     pages = page(), page()
     cells = _native.Page.CELLS
     for slot, each in enumerate(pages):
+        each.store(cells["slot"], slot)
         each.add(metrics.refusal_cell(each, "invalid_api_key"), 2)
         each.store(cells["in_flight"], 3 + slot)
         each.store(cells["upstream_idle"], 5)
@@ -116,3 +117,22 @@ def test_limits_are_summed_over_slots_and_the_shared_page_is_read_as_it_is() -> 
     assert "\nascproxy_memory_bytes 850.0\n" in text
     assert "\nascproxy_memory_limit_bytes 1000.0\n" in text
     assert "\nascproxy_overload_step 1.0\n" in text
+
+
+def test_two_processes_of_one_slot_are_summed_and_the_newest_ready_one_is_shown() -> None:
+    """An upgrade puts two into a slot for a while: no series appears twice."""
+    cells = _native.Page.CELLS
+    old, new, starting = page(), page(), page()
+    for incarnation, (each, state) in enumerate(((old, metrics.READY), (new, metrics.READY), (starting, 2)), 1):
+        each.store(cells["state"], state)
+        each.store(cells["incarnation"], incarnation)
+        each.store(cells["in_flight"], 10 * incarnation)
+        each.store(cells["revision"], incarnation)
+        each.add(metrics.refusal_cell(each, "invalid_api_key"), incarnation)
+    samples = scrape(new, starting, old)
+    assert sample(samples, "ascproxy_refusals_total", code="invalid_api_key") == 6
+    assert sample(samples, "ascproxy_in_flight") == 60
+    assert sample(samples, "ascproxy_worker_in_flight", slot="0") == 20
+    assert [key for key in samples if key[0] == "ascproxy_worker_revision"] == [
+        ("ascproxy_worker_revision", (("revision", "000000000002"), ("slot", "0")))
+    ]
