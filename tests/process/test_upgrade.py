@@ -157,7 +157,7 @@ def test_workers_of_the_new_program_hold_only_what_is_theirs(service: Service) -
     theirs = {str(entry.readlink()) for entry in Path(f"/proc/{service.process.pid}/fd").iterdir()}
     for answer in [service.ask() for _ in range(10)]:
         assert not any("/lock" in name or "pidfd" in name or "handover" in name for name in answer["descriptors"])
-        sockets = [name for name in answer["descriptors"] if name.startswith("socket:") and name in theirs]
+        sockets = {name for name in answer["descriptors"] if name.startswith("socket:") and name in theirs}
         assert len(sockets) == 2, (answer["descriptors"], theirs)
 
 
