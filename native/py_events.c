@@ -371,7 +371,7 @@ void events_usage(Stream *s)
             s->usage_out += e->per_choice[i];
     }
     if (s->usage_out >= 0) {
-        s->usage_source = sse->terminated ? USAGE_REPORTED : USAGE_PARTIAL;
+        s->usage_source = e->whole || e->final ? USAGE_REPORTED : USAGE_PARTIAL;
     } else if (sse->content_events) {
         s->usage_out = (int64_t)sse->content_events;
         s->usage_source = USAGE_COUNTED;

@@ -10,6 +10,7 @@
 #include "py_core.h"
 
 static void settle(Stream *s);
+static void cancel_task(Stream *s);
 
 /* ---- the walk ----------------------------------------------------------------------------------------------------- */
 
@@ -82,9 +83,18 @@ const char *ending_outcome(enum ending ending)
     return outcomes[ending];
 }
 
-/* The answer ends before its time, visibly: by an event where the client's dialect has one, else by broken framing. */
+/* The exchange ends before its time, visibly: by an error while nothing of an answer was sent, by an event where the
+ * client's dialect has one, else by broken framing. */
 void stream_cut(Stream *s, enum ending ending)
 {
+    if (s->phase < PHASE_RELAY && !s->finished) { /* a drain that is over */
+        cancel_task(s);
+        if (s->phase != PHASE_BODY)
+            s->phase = PHASE_DECIDING;
+        s->head_out = 0;
+        stream_reject(s, ending_outcome(ending));
+        return;
+    }
     if (s->up != NULL && s->up->stream == s) {
         s->up->reusable = false;
         up_release(s);
@@ -112,6 +122,17 @@ void stream_flushed(Stream *s)
         settle(s);
 }
 
+/* The walk's own work for this exchange is not wanted any more. */
+static void cancel_task(Stream *s)
+{
+    if (s->task == NULL)
+        return;
+    PyObject *cancelled = PyObject_CallMethod(s->task, "cancel", NULL);
+    if (cancelled == NULL)
+        PyErr_WriteUnraisable(s->task);
+    Py_XDECREF(cancelled);
+}
+
 /* The client is not there any more, or is given up: nobody waits for the upstream (SEMANTICS 4). */
 void stream_gone(Stream *s, const char *outcome)
 {
@@ -130,12 +151,7 @@ void stream_gone(Stream *s, const char *outcome)
         s->up->reusable = false;
         up_release(s);
     }
-    if (s->task != NULL) {
-        PyObject *cancelled = PyObject_CallMethod(s->task, "cancel", NULL);
-        if (cancelled == NULL)
-            PyErr_WriteUnraisable(s->task);
-        Py_XDECREF(cancelled);
-    }
+    cancel_task(s);
     s->phase = PHASE_FLUSH;
     s->finished = true;
     if (s->in_walk == 0)

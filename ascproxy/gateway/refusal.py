@@ -149,6 +149,14 @@ CATALOGUE: dict[str, Entry] = {
         "`memory_limit`.",
         after=1,
     ),
+    "draining": Entry(
+        503,
+        True,
+        "The gateway is stopping and could not wait for this answer any longer: ask again.",
+        "A stop or restart waited for `drain_unary` or `drain_stream`, and nothing of the answer had come by then. It is "
+        "not known whether the model server does the work.",
+        after=1,
+    ),
     "upstream_timeout": Entry(
         504,
         True,

@@ -623,6 +623,29 @@ def test_a_drain_that_is_over_says_so() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("begun", [b"", HEAD, HEAD + chunk(ROLE)])
+def test_a_drain_that_is_over_before_content_is_an_error(begun: bytes) -> None:
+    async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(begun)
+        assert await reader.read() == b"", "nobody generates for nobody"
+
+    async def main() -> None:
+        async with rig_of(upstream) as rig:
+            reader, writer = await rig.client()
+            writer.write(post(STREAM))
+            await until(lambda: rig.upstream_connections == 1, "the upstream has it")
+            await settled_at(lambda: rig.core.in_flight, 10)
+            rig.core.drain(0, 0)
+            answer = await read_answer(reader)
+            assert (answer.status, answer.body, answer.fields["connection"]) == (503, b"draining", "close")
+            assert await reader.read() == b""
+            writer.close()
+            assert rig.walk.settled[0]["outcome"] == "refused"
+
+    run(main())
+
+
 @pytest.mark.parametrize("step", [1000, 16_384, 100_000])
 def test_an_event_of_two_megabytes_passes_and_is_stripped(step: int) -> None:
     big = delta("x" * 2_000_000, usage=usage(3, 7))

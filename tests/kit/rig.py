@@ -29,6 +29,7 @@ REJECTED = {
     "uri_too_long": 414,
     "headers_too_large": 431,
     "overloaded": 503,
+    "draining": 503,
     "internal_error": 500,
     "version_not_supported": 505,
 }

@@ -7,6 +7,7 @@ an answer must look like comes from the catalogue, so that a case holds nothing 
 from __future__ import annotations
 
 import json
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ import yaml
 from ascproxy.gateway.refusal import CATALOGUE, NAME_MAX
 from ascproxy.store.env import open_store
 from ascproxy.wire.operation import Dialect
+from tests.kit import rig
 from tests.kit.rig import Answer, free_port
 from tests.kit.service import Service, Simulator, command, wait_for
 
@@ -271,8 +273,51 @@ def message_of(body: Any, dialect: Dialect, status: int, code: str, request_id: 
 
 
 def test_every_code_of_the_catalogue_has_a_case_and_every_case_a_code() -> None:
-    assert set(CASES) == set(CATALOGUE)
+    assert set(CASES) | {"draining"} == set(CATALOGUE)
     assert all(CASES.values())
+
+
+def test_a_stop_that_waits_no_longer_says_so_in_every_dialect(tmp_path: Path) -> None:
+    """``draining``, which costs a service: model servers hang, the service is told to end and waits for 300 ms."""
+    entry = CATALOGUE["draining"]
+    with ExitStack() as stack:
+        vllm = stack.enter_context(Simulator("--fail", "hang", model="m"))
+        tgi = stack.enter_context(Simulator("--fail", "hang", "--type", "tgi", model="m"))
+
+        def resources(document: dict[str, Any]) -> None:
+            kinds = {"vllm": vllm.url, "tgi": tgi.url}
+            document["providers"] = {kind: {"type": kind, "endpoints": [url]} for kind, url in kinds.items()}
+            document["routes"] = {
+                kind: {"models": [kind], "targets": [{"provider": kind, "model": "m"}]} for kind in kinds
+            }
+
+        service = Service(
+            tmp_path / "d",
+            upstream=vllm.url,
+            models=["m"],
+            node=lambda document: document.setdefault("limits", {}).update(drain_unary="300ms"),
+            resources=resources,
+        )
+        with service:
+            waiting = {}
+            for dialect, path in PATHS.items():
+                model = "tgi" if dialect is Dialect.TGI else "vllm"
+                body = json.dumps({"model": model, "messages": [], "inputs": "x", "max_tokens": 1}).encode()
+                address = "127.0.0.1", service.http_port
+                connection = stack.enter_context(socket.create_connection(address, timeout=20))
+                fields = f"authorization: Bearer {service.key}", f"x-ascproxy-model: {model}"
+                connection.sendall(rig.post(body, *fields, "content-type: application/json", path=path))
+                waiting[dialect] = connection
+            wait_for(lambda: vllm.stats()["requests"] + tgi.stats()["requests"] >= len(PATHS), "all are asked")
+            service.signal(signal.SIGTERM)
+            for dialect, connection in waiting.items():
+                answer = read_answer(connection)
+                assert (answer.status, answer.fields["x-ascproxy-error"]) == (503, "draining")
+                assert (answer.fields["connection"], answer.fields["retry-after"]) == ("close", "1")
+                said = json.loads(answer.body)
+                message = message_of(said, dialect, 503, "draining", answer.fields["x-request-id"])
+                assert message == entry.message
+                assert connection.recv(1) == b""
 
 
 @pytest.mark.parametrize(("code", "case", "dialect"), EACH)
