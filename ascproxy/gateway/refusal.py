@@ -153,7 +153,7 @@ CATALOGUE: dict[str, Entry] = {
         503,
         True,
         "The gateway is stopping and could not wait for this answer any longer: ask again.",
-        "A stop or restart waited for `drain_unary` or `drain_stream`, and nothing of the answer had come by then. It is "
+        "A stop waited for `drain_unary` or `drain_stream`, and nothing of the answer had come by then. It is "
         "not known whether the model server does the work.",
         after=1,
     ),
