@@ -134,7 +134,7 @@ uv_compile = $(VENV)-lock/bin/uv pip compile --quiet --upgrade --universal --pyt
 
 .PHONY: clean
 clean: ## remove what these commands made, except wheels/
-	rm -rf $(VENV) $(VENV)-lock build dist ascproxy.egg-info native/build .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf $(VENV) $(VENV)-* build dist ascproxy.egg-info native/build .mypy_cache .ruff_cache .pytest_cache \
 	    .hypothesis .import_linter_cache
 	find ascproxy tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 	rm -f ascproxy/*.so
