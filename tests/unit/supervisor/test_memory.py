@@ -101,7 +101,7 @@ def test_memory_that_a_process_takes_is_seen_and_what_it_inherited_is_not() -> N
         try:
             own = memory.Footprint()
             before = own.read()
-            more = mmap.mmap(-1, 32 * MIB)  # not from what the heap has kept
+            more = mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not what the heap has kept
             for page in range(0, len(more), 4096):
                 more[page] = 1
             os.write(write, f"{before} {own.read()} {len(more)}".encode())
