@@ -293,10 +293,10 @@ def test_a_stream_makes_no_call_for_its_chunks() -> None:
         assert client.ask({"model": "chat"}).status == 200
         with c.watched():
             client.sock.sendall(post({"model": "chat", "stream": True}, AUTH))
+            c.model.next_event.release()  # the head of the answer leaves with its first content
             head = b""
             while not head.endswith(b"\r\n\r\n"):
                 head += client.stream.readline()
-            c.model.next_event.release()
             assert b'"content":"0"' in chunk(client.stream)
             assert c.entries == ["on_request"]
             walked, calls = c.calls.frames, c.core.calls
