@@ -49,6 +49,7 @@ def test_readiness_needs_a_revision_and_a_worker_that_ticks(run_dir: RunDir) -> 
 def test_slots_that_are_added_are_seen_and_empty_ones_are_not_shown(run_dir: RunDir) -> None:
     node = Node(run_dir.path)
     assert node.status(None) == {"revision": None, "separation": "none", "workers": [], "upgrade": None}
+    assert Node(run_dir.path, separation="units").status(None)["separation"] == "units"
     run_dir.create_slot_page(0).page.store(CELLS["state"], State.EMPTY)
     second = run_dir.create_slot_page(1).page
     second.store(CELLS["state"], State.PAUSED)
