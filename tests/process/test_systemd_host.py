@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,8 @@ def booted(folder: Path, name: str, owner: str) -> Iterator[Unit]:
         copy(ROOT / "systemd" / kind / "ascproxy.conf", host.root / "usr/lib" / kind / "ascproxy.conf")
     for file in (ROOT / "systemd").glob("ascproxy*.*"):
         copy(file, host.root / "etc/systemd/system" / file.name)
+    socket_unit = host.root / "etc/systemd/system/ascproxy.socket"
+    socket_unit.write_text(re.sub("(?m)^Service=.*$", f"Service={name}", socket_unit.read_text()))
     with host:
         host.run("systemd-sysusers")
         host.run("systemd-tmpfiles", "--create", "ascproxy.conf")

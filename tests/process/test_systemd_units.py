@@ -177,3 +177,25 @@ def test_a_stop_of_both_is_clean(units: Unit) -> None:
     assert not (units.host.root / "run/ascproxy").exists()
     for user in ("ascproxy", "ascproxy-control"):
         assert units.host.run("ps", "-u", user, "-o", "pid=", check=False).stdout.strip() == ""
+
+
+def test_with_the_socket_unit_a_restart_of_control_and_an_upgrade_lose_nothing(units: Unit) -> None:
+    units.host.run("systemctl", "start", "ascproxy.socket", GATEWAY)
+    until(lambda: control_serves(units), "control serves", said=units.journal)
+    with units.load() as load:
+        units.host.run("systemctl", "restart", CONTROL)
+        until(lambda: control_serves(units), "it serves", said=units.journal)
+        done = units.host.run("/opt/ascproxy/current/bin/ascproxy", "upgrade", "--config", "/etc/ascproxy", check=False)
+        assert done.returncode == 0, done.stderr + units.journal()
+    assert load["failures"] == [] and load["sent"] > 0
+
+
+def test_one_unit_excludes_the_two(units: Unit) -> None:
+    """They would fight for the run directory and the store."""
+    units.host.run("systemctl", "stop", "ascproxy.socket")
+    assert units.show("ActiveState", GATEWAY) == "active"
+    units.host.run("chown", "-R", "ascproxy:ascproxy", "/var/lib/ascproxy")
+    units.host.run("systemctl", "start", "ascproxy.service")
+    assert [units.show("ActiveState", name) for name in (GATEWAY, CONTROL)] == ["inactive", "inactive"]
+    assert units.status()["separation"] == "none"
+    units.host.run("systemctl", "stop", "ascproxy.service")
