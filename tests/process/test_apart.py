@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import signal
 import socket
@@ -17,6 +19,8 @@ import pytest
 
 from ascproxy.model.tenant import Tenant
 from tests.kit.processes import ROOT, Service, eventually, gone, snapshot
+from tests.kit.service import Service as RealService
+from tests.kit.service import Simulator, command
 from tests.process.test_upgrade import Asking, outcome, pids, upgrade, write_program
 
 SILENT_S = 20.0  # a control that does not answer is let go after 10 s
@@ -281,3 +285,61 @@ def test_a_run_dir_that_the_node_file_says_otherwise_is_one_sentence(tmp_path: P
         assert f"run_dir of the node file is {tmp_path}/elsewhere" in made.gateway.log_file.read_text()
     finally:
         made.end()
+
+
+# the real parts, by the command that the units run
+
+
+def test_the_command_runs_each_part(tmp_path: Path) -> None:
+    """Under one user here; as two it is in tests/process/test_systemd_units.py."""
+    with Simulator() as simulator, contextlib.ExitStack() as ending:
+        made = RealService(tmp_path / "d", upstream=simulator.url, models=[simulator.model])
+        processes = {}
+        for part in ("gateway", "control"):
+            given = ["--only", part, "--peer", str(os.geteuid()), "--run-dir", str(tmp_path / "run")]
+            with (tmp_path / part).open("wb") as log:
+                processes[part] = process = subprocess.Popen(
+                    [sys.executable, "-m", "ascproxy", "serve", str(made.folder), *given],
+                    stdout=log, stderr=log, cwd=ROOT,
+                )  # fmt: skip
+            ending.callback(process.wait, 20)
+            ending.callback(process.kill)
+        eventually(lambda: healthy(made), 20, (tmp_path / "gateway").read_text())
+        assert models(made, made.key) == 200
+        assert made.status()["separation"] == "none", "one user is no separation"
+        created = command("key", "create", "--tenant", "default", "--config", str(made.folder), "--json")
+        key = json.loads(created.stdout)
+        assert models(made, key["api_key"]) == 200
+        assert command("key", "revoke", key["id"], "--config", str(made.folder)).returncode == 0
+        assert models(made, key["api_key"]) == 401, "workers hear of it at once"
+        upgraded = command("upgrade", "--config", str(made.folder))
+        assert upgraded.returncode == 0, upgraded.stderr + (tmp_path / "gateway").read_text()
+        assert models(made, made.key) == 200
+        assert processes["control"].poll() is None
+        processes["gateway"].terminate()
+        assert [processes[part].wait(20) for part in ("gateway", "control")] == [0, 0]
+
+
+def healthy(service: RealService) -> bool:
+    try:
+        return service.health("ready")[0] == 200
+    except OSError:
+        return False
+
+
+def models(service: RealService, key: str) -> int:
+    return int(service.ask("/v1/models", method="GET", key=key)[0])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--only", "gateway"], "--only, --peer and --run-dir come together; missing: --peer and --run-dir"),
+        (["--peer", "root", "--run-dir", "/run/x"], "come together; missing: --only"),
+        (["--only", "control", "--peer", "nobody-of-this-name", "--run-dir", "/run/x"], "no user nobody-of-this-name"),
+    ],
+)
+def test_half_a_command_is_one_sentence(given: list[str], said: str) -> None:
+    done = command("serve", "/etc/nowhere", *given)
+    assert done.returncode == 2
+    assert said in done.stderr and done.stderr.count("\n") == 1
