@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 BEAT_S = 1.0
 BEATS_PER_TIDY = 10
 JOIN_S = 0.2  # between two attempts to find the gateway
+REFUSED_S = 5.0  # after somebody else was found there: that does not pass by itself, and each attempt is in two logs
 MAX_FINDINGS_BYTES = 65_536
 STOP_S = 3.0  # how long answers that are under way may take at the end
 
@@ -265,11 +266,12 @@ def _join(path: Path, peer: int, notifier: Notifier, log: Log) -> Mailbox:
         except (OSError, PeerError) as error:
             reason = str(error) if isinstance(error, PeerError) else (error.strerror or str(error)).lower()
             report = log.error if isinstance(error, PeerError | PermissionError) else log.info
+            pause_s = REFUSED_S if isinstance(error, PeerError) else JOIN_S
         if reason != said:
             report("waiting for the gateway", socket=str(path), reason=reason)
             said = reason
         notifier.watchdog()
-        time.sleep(JOIN_S)
+        time.sleep(pause_s)
 
 
 class StoredKeys(KeyActions):

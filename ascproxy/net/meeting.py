@@ -61,7 +61,7 @@ class Meeting:
         """The mailbox of who has come, None if nobody has. Raises :class:`PeerError` for another user."""
         try:
             end, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionError):
+        except OSError:  # gone again, or no descriptor is left: a supervisor does not end of that
             return None
         try:
             _expect(end, self.uid, "at the gateway's socket")

@@ -517,8 +517,8 @@ class Supervisor:
             return
         if box is None:
             return
-        if self._control_box is not None or self.fleet.stopping:
-            self.log.warning("control is refused: " + ("the service stops" if self.fleet.stopping else "there is one"))
+        if self._control_box is not None:
+            self.log.warning("control is refused: there is one")
             box.close()
             return
         self.log.info("control has come")
@@ -553,7 +553,11 @@ class Supervisor:
 
     def let_serve(self, key: int, box: Mailbox | None, answer: Answer) -> None:
         """Send a control the command SERVE for what is in force."""
-        page = self.holdings.run_dir.open_to_write(self.holdings.shared_page)
+        try:
+            page = self.holdings.run_dir.open_to_write(self.holdings.shared_page)
+        except OSError as error:
+            answer(f"the shared page cannot be opened: {(error.strerror or str(error)).lower()}", None)
+            return
         frame = Frame(
             Kind.SERVE,
             payload={"run_dir": self.holdings.node.run_dir},

@@ -256,6 +256,28 @@ def test_control_ends_with_the_gateway_and_answers_until_its_workers_have_ended(
     assert not Path(apart.gateway.snapshot.node.run_dir).exists()
 
 
+def test_a_control_that_is_killed_during_a_drain_is_replaced(apart: Apart) -> None:
+    held = apart.gateway.hold("/late")
+    other = apart.gateway.hold("/hold")  # until the deadline of the drain, 2 s
+    apart.controls[-1].process.kill()
+    apart.gateway.process.terminate()
+    apart.gateway.until_logged("without control until it comes again")
+    last = apart.start_control()
+    apart.gateway.until_logged("control has come")
+    assert apart.gateway.process.wait(15) == 0
+    assert last.process.wait(10) == 0
+    held.close()
+    other.close()
+
+
+def test_a_run_directory_that_somebody_has_emptied_does_not_end_the_gateway(apart: Apart) -> None:
+    (Path(apart.gateway.snapshot.node.run_dir) / "shared.page").unlink()
+    apart.controls[-1].end()
+    apart.start_control()
+    apart.gateway.until_logged("control does not serve")
+    assert apart.gateway.ask()["revision"] == "0000000000a1"
+
+
 def test_nothing_is_left_when_the_gateway_is_killed(apart: Apart) -> None:
     workers = pids(apart.gateway)
     apart.gateway.process.kill()
