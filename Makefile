@@ -58,7 +58,7 @@ test-real: $(VENV)/.dev $(VENV)/.built ## the SDKs against a real vLLM on CPU be
 .PHONY: test-systemd
 test-systemd: $(VENV)/.dev $(VENV)/.built ## the units on a booted Debian in systemd-nspawn (as root; makes its root once, 270 MB)
 	tools/packages host
-	ASCPROXY_SYSTEMD_HOST=1 $(python) -m pytest -ra tests/process/test_systemd_host.py $(ARGS)
+	ASCPROXY_SYSTEMD_HOST=1 $(python) -m pytest -ra tests/process/test_systemd_host.py tests/process/test_systemd_units.py $(ARGS)
 
 .PHONY: check
 check: $(VENV)/.dev ## linters, types, floors of the packages, compiler warnings

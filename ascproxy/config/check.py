@@ -46,15 +46,17 @@ COUNTS = ("max_connections", "max_connections_per_ip")
 Address = tuple[str, int] | Path
 
 
-def check(sheets: Sheets, environ: Mapping[str, str], *, starting: bool = True) -> None:
+def check(sheets: Sheets, environ: Mapping[str, str], *, starting: bool = True, secrets: bool = True) -> None:
     """Report everything that is wrong with two well-shaped files; a file whose shape is wrong is passed over.
 
-    ``starting``: by the service itself, so that what only its service manager can give has to be there.
+    ``starting``: by the service itself, so that what only its service manager can give has to be there. Without
+    ``secrets`` keys, credentials and the access log are taken on trust: they are another user's, whose process says
+    what is wrong with them when it uses them.
     """
     if sheets.node.section is not None:
-        _check_node(sheets.node, sheets.node.section)
+        _check_node(sheets.node, sheets.node.section, secrets)
     if sheets.resources is not None and sheets.resources.section is not None:
-        _check_resources(sheets.resources, sheets.resources.section, environ, starting)
+        _check_resources(sheets.resources, sheets.resources.section, environ, starting, secrets)
 
 
 def split_address(address: str, folder: Path) -> Address:
@@ -97,13 +99,13 @@ def overlap(one: Address, other: Address) -> bool:
 # ---- node file -----------------------------------------------------------------------------------------------------
 
 
-def _check_node(sheet: Sheet[NodeFile], node: NodeFile) -> None:
+def _check_node(sheet: Sheet[NodeFile], node: NodeFile, secrets: bool) -> None:
     document, folder = sheet.document, sheet.document.file.parent
     taken: dict[Address, str] = {}
     names: dict[str, str] = {}
     for number, listener in enumerate(node.listeners):
         at: Location = ("listeners", number)
-        _check_listener(document, folder, at, listener, taken)
+        _check_listener(document, folder, at, listener, taken=taken, secrets=secrets)
         _check_limits(document, (*at, "limits"), listener.limits, node.limits)
         name = listener.name or listener.address
         if name in names:
@@ -114,7 +116,7 @@ def _check_node(sheet: Sheet[NodeFile], node: NodeFile) -> None:
     if (address := _address(document, folder, at, node.metrics.address, taken)) is not None and not is_private(address):
         document.report(at, f"{node.metrics.address}: {PRIVATE}; scrape it from this machine or through a tunnel")
     _check_directories(document, folder, node)
-    if node.access_log not in ("stdout", "none"):
+    if node.access_log not in ("stdout", "none") and secrets:
         log = under(folder, node.access_log)
         if not os.path.isdir(log.parent):  # noqa: PTH112 - Path.is_dir raises EACCES
             document.report(
@@ -125,7 +127,13 @@ def _check_node(sheet: Sheet[NodeFile], node: NodeFile) -> None:
 
 
 def _check_listener(
-    document: Document, folder: Path, at: Location, listener: ListenerSection, taken: dict[Address, str]
+    document: Document,
+    folder: Path,
+    at: Location,
+    listener: ListenerSection,
+    *,
+    taken: dict[Address, str],
+    secrets: bool,
 ) -> None:
     address = _address(document, folder, (*at, "address"), listener.address, taken)
     if address is not None:
@@ -137,6 +145,9 @@ def _check_listener(
         return
     paths = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca}
     files = {name: under(folder, path) for name, path in paths.items() if path is not None}
+    if not secrets:
+        _all_readable(document, (*at, "tls"), {name: file for name, file in files.items() if name != "key"})
+        return
     if _all_readable(document, (*at, "tls"), files):
         try:
             context = _native.TlsContext.server(
@@ -239,14 +250,15 @@ def _warn_if_open(document: Document, at: Location, path: Path) -> None:
 
 
 def _check_resources(
-    sheet: Sheet[ResourcesFile], file: ResourcesFile, environ: Mapping[str, str], starting: bool
+    sheet: Sheet[ResourcesFile], file: ResourcesFile, environ: Mapping[str, str], starting: bool, secrets: bool
 ) -> None:
     document, folder = sheet.document, sheet.document.file.parent
+    seen = {"starting": starting, "secrets": secrets}
     for name, credential in file.credentials.items():
-        _check_credential(document, ("credentials", name, "from"), credential.from_, environ, starting)
+        _check_credential(document, ("credentials", name, "from"), credential.from_, environ, **seen)
     contexts: dict[tuple[str | None, ...], str] = {}
     for name, provider in file.providers.items():
-        _check_provider(document, folder, ("providers", name), provider, file=file, contexts=contexts)
+        _check_provider(document, folder, ("providers", name), provider, file=file, contexts=contexts, secrets=secrets)
     for name, route in file.routes.items():
         at: Location = ("routes", name)
         for number, operation in enumerate(route.operations):
@@ -266,11 +278,15 @@ def _check_resources(
 
 
 def _check_credential(
-    document: Document, at: Location, source: str, environ: Mapping[str, str], starting: bool
+    document: Document, at: Location, source: str, environ: Mapping[str, str], *, starting: bool, secrets: bool
 ) -> None:
     scheme, colon, place = source.partition(":")
     if not colon or scheme not in SCHEMES or not place:
         document.report(at, "is no source of a credential: write file:PATH, systemd:NAME or env:VARIABLE")
+    elif scheme == "systemd" and ("/" in place or place in (".", "..")):
+        document.report(at, f"{place!r} is no name of a systemd credential")
+    elif not secrets:
+        return
     elif scheme == "file":
         path = under(document.file.parent, place)
         if _readable(document, at, path):
@@ -278,9 +294,7 @@ def _check_credential(
             _warn_if_open(document, at, path)
     elif scheme == "systemd":
         credentials = environ.get("CREDENTIALS_DIRECTORY")
-        if "/" in place or place in (".", ".."):
-            document.report(at, f"{place!r} is no name of a systemd credential")
-        elif credentials is None:
+        if credentials is None:
             if starting:
                 document.report(at, f"systemd gave no credentials: add LoadCredential={place}:PATH to the unit")
             else:
@@ -311,6 +325,7 @@ def _check_provider(
     *,
     file: ResourcesFile,
     contexts: dict[tuple[str | None, ...], str],
+    secrets: bool,
 ) -> None:
     """``contexts``: what is wrong, if anything, with the files of contexts that were tried already."""
     if provider.credential is not None and provider.credential not in file.credentials:
@@ -335,13 +350,16 @@ def _check_provider(
             document.report(place, reason, Severity.WARNING)
     tls = provider.tls
     files = {name: under(folder, path) for name, path in tls.model_dump().items() if path is not None}
+    if not secrets:  # a certificate can only be tried together with its key
+        files.pop("key", None)
     if files and not secure:
         document.report((*at, "tls"), "has no effect: no endpoint is https", Severity.WARNING)
     if (tls.certificate is None) != (tls.key is None):
         document.report((*at, "tls"), "certificate and key come together; one of them is missing")
     elif (files or secure) and _all_readable(document, (*at, "tls"), files):
         paths = {name: str(path) for name, path in files.items()}
-        wrong = _try_context(contexts, paths.get("ca"), paths.get("certificate"), paths.get("key"))
+        certificate = paths.get("certificate") if secrets else None
+        wrong = _try_context(contexts, paths.get("ca"), certificate, paths.get("key"))
         if wrong:
             document.report((*at, "tls"), wrong)
     if "key" in files:

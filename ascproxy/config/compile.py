@@ -26,6 +26,7 @@ from ascproxy.model.tenant import Tenant
 VLLM_POOL_IDLE_MS = 4_000  # vLLM closes idle connections after 5.0 s
 POOL_IDLE_MS = 30_000
 REVISION_DIGITS = 12
+RUNTIME_DIRECTORY = "RUNTIME_DIRECTORY"  # of systemd.exec(5)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a tmpfs on every supported system; the folder in it is 0700
 
 
@@ -37,14 +38,17 @@ class Compiled:
     warnings: tuple[Finding, ...]
 
 
-def compile_files(target: Path, environ: Mapping[str, str] = os.environ, *, starting: bool = True) -> Compiled:
-    """Load, check and compile ``target``, a node file or its folder; ``starting``: by the service itself.
+def compile_files(
+    target: Path, environ: Mapping[str, str] = os.environ, *, starting: bool = True, secrets: bool = True
+) -> Compiled:
+    """Load, check and compile ``target``, a node file or its folder; ``starting``: by the service itself; ``secrets``:
+    this user can see what only workers need.
 
     Raises :class:`UsageError` if the node file cannot be read, :class:`InvalidConfigError` with every finding of both
     files if one of them is an error.
     """
     sheets = load(target)
-    check(sheets, environ, starting=starting)
+    check(sheets, environ, starting=starting, secrets=secrets)
     findings = sheets.findings
     if has_errors(findings) or sheets.node.section is None:
         raise InvalidConfigError(findings)
@@ -134,7 +138,7 @@ def state_dir(document: Document) -> Path:
 def _run_dir(node: str, said: str | None, file: Path, environ: Mapping[str, str]) -> str:
     if said is not None:
         return _absolute(file.parent, said)
-    if given := environ.get("RUNTIME_DIRECTORY"):
+    if given := environ.get(RUNTIME_DIRECTORY):
         return given.split(":")[0]
     short = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]
     return str(SHARED_MEMORY / f"ascproxy-{node}-{short}")

@@ -1,13 +1,21 @@
-"""``python -m ascproxy.control --config PATH --fd N``: control over a configuration, started by the supervisor."""
+"""``python -m ascproxy.control --config PATH``: control over a configuration.
+
+``--fd N``: started by the supervisor, which has left a mailbox there. ``--run-dir PATH --peer UID``: a unit of its own,
+which looks for the gateway that this user runs in that run directory. It may not see what only the workers need then
+(keys of certificates, credentials), so a worker is the first to check those.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ascproxy.config.compile import compile_files
+from ascproxy.config.compile import RUNTIME_DIRECTORY, compile_files
 from ascproxy.config.diff import needs_restart
 from ascproxy.config.finding import InvalidConfigError
 from ascproxy.config.running import note
@@ -18,13 +26,13 @@ from ascproxy.model.snapshot import Snapshot
 if TYPE_CHECKING:
     from ascproxy.control.app import Keys
 
-ARGUMENTS = 5
 
-
-def load(target: Path, boot: Snapshot | None) -> process.Loaded:
+def load(
+    target: Path, boot: Snapshot | None, environ: Mapping[str, str] = os.environ, *, secrets: bool = True
+) -> process.Loaded:
     """The configuration at ``target`` as it is now. Raises :class:`ascproxy.control.process.LoadError`."""
     try:
-        compiled = compile_files(target)
+        compiled = compile_files(target, environ, secrets=secrets)
     except InvalidConfigError as error:
         raise process.LoadError(tuple(str(finding) for finding in error.findings)) from error
     except UsageError as error:
@@ -33,9 +41,11 @@ def load(target: Path, boot: Snapshot | None) -> process.Loaded:
     return process.Loaded(compiled.snapshot, tuple(str(finding) for finding in compiled.warnings), restart)
 
 
-def open_keys(snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None]) -> Keys:
+def open_keys(
+    snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None], *, shared: bool = False
+) -> Keys:
     """The stored keys of a service that runs now, and the note where it does. Raises AscproxyError."""
-    keys = process.stored_keys(snapshot, tenants, wrote)
+    keys = process.stored_keys(snapshot, tenants, wrote, shared=shared)
     state = Path(snapshot.node.state_dir)
     try:
         note(state, Path(snapshot.node.run_dir))
@@ -46,12 +56,27 @@ def open_keys(snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote:
 
 def main(arguments: list[str]) -> int:
     """Be control; the exit status."""
-    if len(arguments) != ARGUMENTS or arguments[1] != "--config" or arguments[3] != "--fd":
-        sys.stderr.write("ascproxy.control is started by: ascproxy serve DIR\n")
-        return 2
-    target = Path(arguments[2])
-    return process.run(int(arguments[4]), lambda boot: load(target, boot), open_keys)
+    parser = argparse.ArgumentParser(prog="ascproxy.control", description="It is started by: ascproxy serve DIR")
+    parser.add_argument("--config", type=Path, required=True)
+    how = parser.add_mutually_exclusive_group(required=True)
+    how.add_argument("--fd", type=int)
+    how.add_argument("--run-dir", type=Path)
+    parser.add_argument("--peer", type=int, metavar="UID")
+    options = parser.parse_args(arguments)
+    if options.fd is not None:
+        return process.run(options.fd, lambda boot: load(options.config, boot), open_keys)
+    if options.peer is None:
+        parser.error("--run-dir needs --peer")
+    environ = {**os.environ, RUNTIME_DIRECTORY: str(options.run_dir)}
+    secrets = options.peer == os.geteuid()
+    return process.attach(
+        options.run_dir,
+        options.peer,
+        lambda boot: load(options.config, boot, environ, secrets=secrets),
+        partial(open_keys, shared=not secrets),
+        os.environ,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main(sys.argv[1:]))

@@ -21,7 +21,6 @@ UPGRADE = "upgrade.json"
 EMPTY, READY = 0, metrics.READY
 STATES = ("stopped", "waiting", "starting", "ready", "draining", "failing", "replacing")
 HEARTBEAT_LIMIT_NS = 10_000_000_000
-SEPARATION = "none"  # all processes run under one user
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +34,12 @@ class Readiness:
 
 
 class Node:
-    """Reads the pages of ``run_dir``. ``now_ns`` is monotonic."""
+    """Reads the pages of ``run_dir``. ``now_ns`` is monotonic. ``separation`` is what keeps control and workers apart:
+    ``none``, or ``units`` where each has a user of its own."""
 
-    def __init__(self, run_dir: Path, now_ns: Callable[[], int] = monotonic_ns) -> None:
+    def __init__(self, run_dir: Path, now_ns: Callable[[], int] = monotonic_ns, *, separation: str = "none") -> None:
         self.run_dir = run_dir
+        self.separation = separation
         self.now_ns = now_ns
         self._pages: dict[str, _native.Page] = {}
 
@@ -58,7 +59,7 @@ class Node:
     def _open(self, name: str) -> bool:
         if name not in self._pages:
             try:
-                self._pages[name] = open_page(self.run_dir / name, writable=False)
+                self._pages[name] = open_page(self.run_dir / name)
             except FileNotFoundError:
                 return False
         return True
@@ -66,14 +67,14 @@ class Node:
     def shared_page(self) -> _native.Page | None:
         """The shared page, None before the supervisor has made it."""
         path = self.run_dir / SHARED
-        return open_page(path, writable=False) if path.exists() else None
+        return open_page(path) if path.exists() else None
 
     def status(self, revision: str | None) -> dict[str, Any]:
         """The document of ``ascproxy status --json``: of one slot's workers, the newest is the last."""
         pages = [page for page in self.pages() if _load(page, "state") != EMPTY]
         pages.sort(key=lambda page: (_load(page, "slot"), _load(page, "state") == READY, _load(page, "incarnation")))
         workers = [self._worker(page) for page in pages]
-        return {"revision": revision, "separation": SEPARATION, "workers": workers, "upgrade": self.upgrade()}
+        return {"revision": revision, "separation": self.separation, "workers": workers, "upgrade": self.upgrade()}
 
     def upgrade(self) -> dict[str, Any] | None:
         """What became of the last upgrade, by the supervisor's word; None if there was none."""
@@ -114,10 +115,11 @@ class Node:
 
 
 class SharedPage:
-    """What control writes into the shared page: nobody else writes these cells."""
+    """What control writes into the shared page: nobody else writes these cells. ``descriptor`` is the page's file,
+    opened to write; it stays the caller's."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self._page = open_page(run_dir / SHARED, writable=True)
+    def __init__(self, descriptor: int) -> None:
+        self._page = _map(descriptor, mmap.PROT_READ | mmap.PROT_WRITE)
         self._epoch = self._page.series(metrics.KEY_EPOCH, 1)
         self._revision = self._page.series(metrics.REVISION, 1)
 
@@ -129,14 +131,17 @@ class SharedPage:
         self._page.store(self._revision, metrics.revision_number(revision))
 
 
-def open_page(path: Path, *, writable: bool) -> _native.Page:
-    """Map a page file."""
-    descriptor = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+def open_page(path: Path) -> _native.Page:
+    """Map a page file to read it."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        return _native.Page(mmap.mmap(descriptor, metrics.PAGE_SIZE, prot=protection))
+        return _map(descriptor, mmap.PROT_READ)
     finally:
         os.close(descriptor)
+
+
+def _map(descriptor: int, protection: int) -> _native.Page:
+    return _native.Page(mmap.mmap(descriptor, metrics.PAGE_SIZE, prot=protection))
 
 
 def _load(page: _native.Page, cell: str) -> int:

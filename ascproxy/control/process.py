@@ -1,5 +1,7 @@
 """The life of control: commands of the supervisor in, HTTP out. It ends by SIGTERM, or when the supervisor has gone.
 
+It is the supervisor's child (:func:`run`), or a unit of its own that looks for the gateway (:func:`attach`).
+
 LOAD may come before anything is served: it is how the service starts, and how an upgrade does, which brings the first
 snapshot with it. SERVE says which revision is in force and, the first time, brings the two listening sockets, which the
 supervisor holds, so that a control that is replaced leaves no gap in which a probe is refused.
@@ -11,7 +13,8 @@ import asyncio
 import itertools
 import os
 import signal
-from collections.abc import Callable, Collection, Coroutine
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +29,8 @@ from ascproxy.model import snapshot as snapshots
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import memfile
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.net.meeting import GATEWAY_SOCKET, PeerError, join
+from ascproxy.net.notify import Notifier
 from ascproxy.store.env import open_store
 from ascproxy.store.keys import KeyStore
 from ascproxy.telemetry.log import Log
@@ -35,6 +40,8 @@ if TYPE_CHECKING:
 
 BEAT_S = 1.0
 BEATS_PER_TIDY = 10
+JOIN_S = 0.2  # between two attempts to find the gateway
+REFUSED_S = 5.0  # after somebody else was found there: that does not pass by itself, and each attempt is in two logs
 MAX_FINDINGS_BYTES = 65_536
 STOP_S = 3.0  # how long answers that are under way may take at the end
 
@@ -74,6 +81,9 @@ class Control:
     service: Service | None = None
     shared: SharedPage | None = None
     boot: Snapshot | None = None
+    separation: str = "none"
+    notifier: Notifier | None = None
+    gone: bool = False  # whether the supervisor is
     keys: Keys | None = None
     tenants: frozenset[str] = frozenset()
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -106,6 +116,8 @@ class Control:
             if self.stop.is_set():
                 return
             self.mailbox.send(Frame(Kind.BEAT))
+            if self.notifier is not None:
+                self.notifier.watchdog()
             if turn % BEATS_PER_TIDY == 0 and self.keys is not None:
                 self.keys.tidy()
             try:
@@ -122,6 +134,7 @@ class Control:
                 self.log.error("not a frame", reason=str(error))
                 continue
             except EOFError:
+                self.gone = True
                 self.stop.set()
                 return
             if frame is None:
@@ -189,19 +202,19 @@ class Control:
 
     def serve(self, frame: Frame) -> None:
         """Take a revision as the one in force; the first time, start to answer."""
-        snapshot, boot, metrics, local = frame.descriptors
+        snapshot, boot, metrics, local, page = frame.descriptors
         try:
             found = snapshots.decode(memfile.read(snapshot))
             self.boot = snapshots.decode(memfile.read(boot))
+            self.shared = self.shared or SharedPage(page)
         finally:
-            os.close(snapshot)
-            os.close(boot)
-        if self.service is None or self.shared is None:
+            for descriptor in (snapshot, boot, page):
+                os.close(descriptor)
+        if self.service is None:
             from ascproxy.control import app, serving  # an HTTP server is 0.2 s of imports, and LOAD comes first
 
-            run_dir = Path(frame.payload["run_dir"])
-            self.shared = SharedPage(run_dir)
-            self.service = app.Service(Node(run_dir), self.keys_of(self.boot))
+            node = Node(Path(frame.payload["run_dir"]), separation=self.separation)
+            self.service = app.Service(node, self.keys_of(self.boot))
             self.start(serving.answer(app.public(self.service), metrics, self.stop))
             self.start(serving.answer(app.local(self.service), local, self.stop))
         else:
@@ -223,6 +236,44 @@ def run(descriptor: int, load: Load, open_keys: OpenKeys) -> int:
     return 0
 
 
+def attach(run_dir: Path, peer: int, load: Load, open_keys: OpenKeys, environment: Mapping[str, str]) -> int:
+    """Be the control of the gateway that ``peer`` runs in ``run_dir``, once it is there. The exit status.
+
+    It ends when the gateway does: whoever keeps it alive starts it anew, for the next one.
+    """
+    log = Log("control")
+    notifier = Notifier(environment, os.getpid())
+    mailbox = _join(run_dir / GATEWAY_SOCKET, peer, notifier, log)
+    separation = "units" if peer != os.geteuid() else "none"
+
+    async def live() -> None:
+        notifier.status(f"attached to the gateway in {run_dir}")
+        control = Control(mailbox, load, open_keys, log, asyncio.Event(), separation=separation, notifier=notifier)
+        await control.run()
+        log.info("control ends", reason="the gateway has gone" if control.gone else "SIGTERM")
+
+    asyncio.run(live())
+    return 0
+
+
+def _join(path: Path, peer: int, notifier: Notifier, log: Log) -> Mailbox:
+    """The mailbox of the gateway at ``path``, as soon as there is one. A signal ends the waiting, and the process."""
+    said = ""
+    notifier.ready(f"waiting for the gateway at {path}")
+    while True:
+        try:
+            return join(path, peer)
+        except (OSError, PeerError) as error:
+            reason = str(error) if isinstance(error, PeerError) else (error.strerror or str(error)).lower()
+            report = log.error if isinstance(error, PeerError | PermissionError) else log.info
+            pause_s = REFUSED_S if isinstance(error, PeerError) else JOIN_S
+        if reason != said:
+            report("waiting for the gateway", socket=str(path), reason=reason)
+            said = reason
+        notifier.watchdog()
+        time.sleep(pause_s)
+
+
 class StoredKeys(KeyActions):
     """Keys in a store that is kept tidy."""
 
@@ -237,9 +288,12 @@ class StoredKeys(KeyActions):
         self._env.reader_check()
 
 
-def stored_keys(snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None]) -> Keys:
-    """The keys of ``state_dir/store.lmdb``, which is made if it is not there. Raises AscproxyError."""
-    return StoredKeys(open_store(Path(snapshot.node.state_dir), write=True), tenants, wrote)
+def stored_keys(
+    snapshot: Snapshot, tenants: Callable[[], Collection[str]], wrote: Callable[[], None], *, shared: bool = False
+) -> Keys:
+    """The keys of ``state_dir/store.lmdb``, which is made if it is not there. ``shared``: workers have another user of
+    our group. Raises AscproxyError."""
+    return StoredKeys(open_store(Path(snapshot.node.state_dir), write=True, shared=shared), tenants, wrote)
 
 
 def _fitting(sentences: tuple[str, ...]) -> list[str]:

@@ -40,7 +40,7 @@ class Kind(IntEnum):
     DRAIN = 8  # to a worker: finish and exit; {"unary_ms", "stream_ms", "idle_ms"}
     LOAD = 9  # to control: check and compile the configuration; DONE comes with the snapshot's descriptor. At an
     # upgrade with the first snapshot, as SERVE has it
-    SERVE = 10  # to control, with snapshot in force, first snapshot, two sockets: serve this; {"run_dir"}
+    SERVE = 10  # to control, with snapshot in force, first snapshot, two sockets, shared page: serve this; {"run_dir"}
     TICKETS = 11  # to a worker: keys of session tickets; {"tickets"}: hexadecimal, TicketKeys.pack
 
 

@@ -25,9 +25,10 @@ class StoreError(AscproxyError):
     """The store cannot be opened or written; the sentence says what to do."""
 
 
-def open_store(state_dir: Path, *, write: bool, create: bool = True) -> lmdb.Environment:
+def open_store(state_dir: Path, *, write: bool, create: bool = True, shared: bool = False) -> lmdb.Environment:
     """The environment in ``state_dir``. Only control, or a command while no service runs, opens it with ``write``. It
-    is then created if absent (folder 0700, files 0600), unless ``create`` is off. Raises :class:`StoreError`."""
+    is then created if absent (folder 0700, files 0600), unless ``create`` is off. ``shared``: our group may read it.
+    Raises :class:`StoreError`."""
     path = state_dir / NAME
     try:
         if write and create:
@@ -48,6 +49,8 @@ def open_store(state_dir: Path, *, write: bool, create: bool = True) -> lmdb.Env
             metasync=True,
             sync=True,
         )
+        if write and shared:
+            _share(path)
     except (lmdb.Error, OSError) as error:
         hint = "is it this user's, and on a local file system?"
         raise StoreError(f"cannot open the store {path}: {error}; {hint}") from error
@@ -57,6 +60,14 @@ def open_store(state_dir: Path, *, write: bool, create: bool = True) -> lmdb.Env
         env.close()
         raise
     return env
+
+
+def _share(path: Path) -> None:
+    """Let the group read: the data is no more than that, but in the lock file each reader notes what it reads, or it
+    would be pulled from under it."""
+    path.chmod(0o750)
+    (path / "data.mdb").chmod(0o640)
+    (path / "lock.mdb").chmod(0o660)
 
 
 def _check_format(env: lmdb.Environment, path: Path, *, write: bool) -> None:

@@ -11,6 +11,5 @@
 * :mod:`~ascproxy.supervisor.handover`: what passes from one to the other, and its layout;
 * :mod:`~ascproxy.supervisor.predecessors`: workers of a slot that has another process by now;
 * :mod:`~ascproxy.supervisor.holdings`: everything that outlives a worker, in one object;
-* :mod:`~ascproxy.supervisor.rundir`: the run directory: its lock and the pages;
-* :mod:`~ascproxy.supervisor.notify`: what the service manager is told.
+* :mod:`~ascproxy.supervisor.rundir`: the run directory: its lock and the pages.
 """

@@ -39,11 +39,14 @@ class Phase(Enum):
 
 @dataclass(slots=True)
 class Arrival:
-    """One arrival. ``before`` are the revision and its descriptor that were in force."""
+    """One arrival. ``before`` are the descriptor and the revision that were in force, if it has brought others.
+
+    ``control`` is the new one; None where control is a unit of its own: that one goes on, and so does the revision.
+    """
 
     supervisor: Supervisor
     handover: Handover
-    control: tuple[Child, Mailbox]
+    control: tuple[Child, Mailbox] | None
     phase: Phase = Phase.LOADING
     until_ns: int = 0
     before: tuple[int, str] | None = None
@@ -59,6 +62,9 @@ class Arrival:
         supervisor = self.supervisor
         self.until_ns = monotonic_ns() + READY_NS
         supervisor.log.info("upgrade: arrived", version=__version__, before=self.handover.version)
+        if self.control is None:
+            self._start_workers()
+            return
         frame = Frame(Kind.LOAD, descriptors=(supervisor.holdings.boot,))
         supervisor.commands.send(CANDIDATE, self.control[1], frame, self._on_loaded)
 
@@ -74,15 +80,21 @@ class Arrival:
             supervisor.log.warning(str(sentence))
         self.before = (holdings.snapshot, holdings.revision)
         holdings.snapshot, holdings.revision = frame.descriptors[0], str(frame.payload["revision"])
+        self._start_workers()
+
+    def _start_workers(self) -> None:
         self.phase, self.until_ns = Phase.STARTING, monotonic_ns() + READY_NS
-        supervisor.start_workers(self.handover.wanted)
+        self.supervisor.start_workers(self.handover.wanted)
 
     def worker_ready(self) -> None:
         """A new worker accepts."""
         supervisor = self.supervisor
         if self.phase is Phase.STARTING and supervisor.fleet.ready >= self.handover.wanted:
+            if self.control is None:
+                self._succeed()
+                return
             self.phase = Phase.SERVING
-            supervisor.commands.send(CANDIDATE, self.control[1], supervisor.serve_frame(), self._on_serves)
+            supervisor.let_serve(CANDIDATE, self.control[1], self._on_serves)
 
     def worker_failed(self, number: int, words: str) -> None:
         """A new worker has exited."""
@@ -115,18 +127,23 @@ class Arrival:
         if reason is not None:
             self.fail(f"the new control does not serve: {reason}")
             return
-        assert self.before is not None
+        self._succeed()
+
+    def _succeed(self) -> None:
         self.phase = Phase.OVER
         supervisor = self.supervisor
-        supervisor.replace_control(self.control)
+        if self.control is not None:
+            supervisor.replace_control(self.control)
         supervisor.dismiss_predecessors()
-        supervisor.upgraded(self.handover.version, self.before[0])
+        if self.before is not None:
+            os.close(self.before[0])
+        supervisor.upgraded(self.handover.version)
 
     def fail(self, reason: str) -> None:
         """Turn round: the old processes go on, the new ones end."""
         self.phase = Phase.OVER
         supervisor, holdings = self.supervisor, self.supervisor.holdings
-        supervisor.end_control(self.control)
+        self._end_control()
         if self.before is not None:
             os.close(holdings.snapshot)
             holdings.snapshot, holdings.revision = self.before
@@ -138,7 +155,11 @@ class Arrival:
     def abandon(self) -> None:
         """The service stops: there is nothing to arrive at any more."""
         self.phase = Phase.OVER
-        self.supervisor.end_control(self.control)
+        self._end_control()
+
+    def _end_control(self) -> None:
+        if self.control is not None:
+            self.supervisor.end_control(self.control)
 
 
 def fresh_slots(handover: Handover, now_ns: int) -> list[Slot]:

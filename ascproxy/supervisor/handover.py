@@ -46,10 +46,10 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ControlProcess:
-    """Control, and our end of its mailbox."""
+    """Control, and our end of its mailbox. One that is no child of ours has only that."""
 
-    pid: int
-    pidfd: int
+    pid: int | None
+    pidfd: int | None
     mailbox: int
 
 
@@ -77,7 +77,9 @@ class Handover:
         for process in self.processes:
             yield from process.descriptors()
         if self.control is not None:
-            yield from (self.control.pidfd, self.control.mailbox)
+            yield self.control.mailbox
+            if self.control.pidfd is not None:
+                yield self.control.pidfd
 
 
 def decode(

@@ -18,6 +18,7 @@ from ascproxy.model.node import Node
 from ascproxy.net import listener, memfile, tls
 from ascproxy.net.listener import Bound
 from ascproxy.net.mailbox import Mailbox
+from ascproxy.net.meeting import Meeting
 from ascproxy.net.tls import TicketKeys
 from ascproxy.supervisor.rundir import CONTROL_SOCKET, PageFile, RunDir
 
@@ -63,7 +64,8 @@ class Holdings:
     """``node`` is the node file as it was at the start; ``snapshot`` the descriptor of the revision in force.
 
     ``boot`` is that of the first revision: what needs a restart is compared with it. ``tickets`` are for all workers:
-    with keys of its own for each, a session would resume on one of them only.
+    with keys of its own for each, a session would resume on one of them only. ``meeting`` is where control comes if it
+    is not a child.
     """
 
     node: Node
@@ -78,12 +80,20 @@ class Holdings:
     slotted: Mapping[str, str]
     tickets: TicketKeys = field(default_factory=lambda: tls.fresh(os.urandom))
     berths: list[Berth] = field(default_factory=list)
+    meeting: Meeting | None = None
 
     @classmethod
-    def open(cls, node: Node, snapshot: int, revision: str, environment: Mapping[str, str]) -> Holdings:
-        """Lock and empty the run directory, bind everything that is not a slot's own. Raises AscproxyError with one
-        sentence."""
-        run_dir = RunDir(node.run_dir)
+    def open(
+        cls,
+        node: Node,
+        snapshot: int,
+        revision: str,
+        environment: Mapping[str, str],
+        met: tuple[RunDir, Meeting] | None = None,
+    ) -> Holdings:
+        """Lock and empty the run directory, bind everything that is not a slot's own. ``met``: that has been done, to
+        meet control in it. Raises AscproxyError with one sentence."""
+        run_dir, meeting = met if met is not None else (RunDir(node.run_dir), None)
         addresses = {each.name: each.address for each in node.listeners}
         passed = listener.passed_sockets(environment, os.getpid(), addresses)
         slotted = {name: address for name, address in addresses.items() if name not in {b.name for b in passed}}
@@ -99,6 +109,7 @@ class Holdings:
             boot=os.dup(snapshot),
             revision=revision,
             slotted=slotted,
+            meeting=meeting,
         )
 
     def record(self) -> dict[str, Any]:
@@ -113,6 +124,7 @@ class Holdings:
             "revision": self.revision,
             "slotted": dict(self.slotted),
             "tickets": self.tickets.pack().hex(),
+            "meeting": None if self.meeting is None else {"descriptor": self.meeting.fileno(), "uid": self.meeting.uid},
             "berths": [
                 {
                     "sockets": [_record(bound) for bound in berth.sockets],
@@ -158,11 +170,14 @@ class Holdings:
                 )
                 for berth in raw["berths"]
             ],
+            meeting=Meeting.inherited(**raw["meeting"]) if raw.get("meeting") is not None else None,
         )
 
     def descriptors(self) -> Iterator[int]:
         """Everything of it that must survive an exec."""
         yield from (self.run_dir.lock, self.metrics.fileno(), self.control.fileno(), self.snapshot, self.boot)
+        if self.meeting is not None:
+            yield self.meeting.fileno()
         yield from (bound.socket.fileno() for bound in self.all_sockets())
         for berth in self.berths:
             yield from (berth.post.ours.fileno(), berth.post.theirs.fileno())
@@ -205,6 +220,8 @@ class Holdings:
         self.run_dir.close_in_child()
         self.metrics.close()
         self.control.close()
+        if self.meeting is not None:
+            self.meeting.close()
         for number, berth in enumerate(self.berths):
             berth.post.ours.close()
             if number != slot:
@@ -217,6 +234,8 @@ class Holdings:
         listener.stop_listening(self.all_sockets())
         self.metrics.close()
         self.control.close()
+        if self.meeting is not None:
+            self.meeting.close()
         self.run_dir.close()
 
     @staticmethod

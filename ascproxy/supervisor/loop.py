@@ -19,6 +19,8 @@ from ascproxy import __version__, _native
 from ascproxy.clock import monotonic_ns
 from ascproxy.net import listener
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
+from ascproxy.net.meeting import PeerError
+from ascproxy.net.notify import Notifier
 from ascproxy.supervisor import arrival, child
 from ascproxy.supervisor.arrival import CANDIDATE, Arrival
 from ascproxy.supervisor.child import Child, status_words
@@ -27,7 +29,6 @@ from ascproxy.supervisor.departure import Departure
 from ascproxy.supervisor.handover import ControlProcess, Handover, Process
 from ascproxy.supervisor.holdings import Holdings, Post
 from ascproxy.supervisor.memory import Memory
-from ascproxy.supervisor.notify import Notifier
 from ascproxy.supervisor.predecessors import GRACE_MS, IDLE_MS, Predecessor, Predecessors
 from ascproxy.supervisor.reload import Reloader
 from ascproxy.supervisor.slots import MS, SILENCE_NS, Action, Event, Fleet, Order, Slot, State
@@ -46,6 +47,9 @@ class Supervisor:
 
     ``again`` is the command that an upgrade runs. ``handover`` comes from the program before, if there was one; then
     ``control`` is the new one, beside the old one that was handed over.
+
+    Where the holdings have a meeting, control is a unit of its own, which somebody else keeps alive: ``control`` is
+    None, and ``attached`` the mailbox of the one that has come. It may go and come as it likes.
     """
 
     def __init__(
@@ -54,11 +58,12 @@ class Supervisor:
         holdings: Holdings,
         worker: Callable[..., int],
         start_control: Callable[[], tuple[Child, Mailbox]],
-        control: tuple[Child, Mailbox],
+        control: tuple[Child, Mailbox] | None,
         environment: Mapping[str, str],
         again: Sequence[str],
         log: Log,
         handover: Handover | None = None,
+        attached: Mailbox | None = None,
     ) -> None:
         self.log = log
         self.holdings = holdings
@@ -67,6 +72,7 @@ class Supervisor:
         self._worker = worker
         self._start_control = start_control
         self._first_control: tuple[Child, Mailbox] | None = control
+        self._attached = attached
         self._control_slot = Slot(CONTROL)
         self._control_box: Mailbox | None = None
         self._children: dict[int, Child] = {}
@@ -126,7 +132,11 @@ class Supervisor:
             for _ in range(self.wanted):
                 self.holdings.add_berth()
             self._watch_berths()
-            self._carry_out_control(self._control_slot.step(Event.WANTED, monotonic_ns()))
+            if self._attached is not None:
+                self._watch_meeting()
+                self._attach(self._attached)
+            else:
+                self._carry_out_control(self._control_slot.step(Event.WANTED, monotonic_ns()))
             self.start_workers(self.wanted)
         else:
             self._take_over(self._arrival)
@@ -306,8 +316,9 @@ class Supervisor:
         if self._arrival is not None and self._arrival.under_way:
             if self._arrival.before is not None:
                 os.close(self._arrival.before[0])
-            os.close(self._arrival.control[0].pidfd)
-            self._arrival.control[1].close()
+            if self._arrival.control is not None:
+                os.close(self._arrival.control[0].pidfd)
+                self._arrival.control[1].close()
         self.holdings.leave_in_child(number)
         berth = self.holdings.berths[number]
         return self._worker(
@@ -376,18 +387,24 @@ class Supervisor:
 
     # mailboxes
 
-    def _watch(self, mailbox: Mailbox, on_frame: Callable[[Frame], None]) -> None:
-        self._selector.register(mailbox, selectors.EVENT_READ, partial(self._read, mailbox, on_frame))
+    def _watch(
+        self, mailbox: Mailbox, on_frame: Callable[[Frame], None], on_end: Callable[[], None] | None = None
+    ) -> None:
+        self._selector.register(mailbox, selectors.EVENT_READ, partial(self._read, mailbox, on_frame, on_end))
 
-    def _read(self, mailbox: Mailbox, on_frame: Callable[[Frame], None]) -> None:
+    def _read(
+        self, mailbox: Mailbox, on_frame: Callable[[Frame], None], on_end: Callable[[], None] | None = None
+    ) -> None:
         while mailbox.fileno() >= 0:
             try:
                 frame = mailbox.receive()
             except FrameError as error:
                 self.log.error("a child sent what is no frame", reason=str(error))
                 continue
-            except EOFError:  # its exit arrives by the pidfd
+            except EOFError:  # a child's exit arrives by the pidfd
                 self._selector.unregister(mailbox)
+                if on_end is not None:
+                    on_end()
                 return
             if frame is None:
                 return
@@ -475,17 +492,73 @@ class Supervisor:
                     self._watch(box, self._on_control_frame)
                     self._serve_control()
                 case Action.KILL:
-                    self._children[CONTROL].signal(signal.SIGKILL)
+                    self._end_this_control(signal.SIGKILL, "it does not answer")
                 case Action.DRAIN:
-                    self._children[CONTROL].signal(signal.SIGTERM)
+                    self._end_this_control(signal.SIGTERM, "the service stops")
+
+    def _end_this_control(self, number: int, reason: str) -> None:
+        """End the control that is there: a child by a signal, another's by hanging up."""
+        if CONTROL in self._children:
+            self._children[CONTROL].signal(number)
+        elif self._control_box is not None:
+            self._detach(reason)
+
+    def _watch_meeting(self) -> None:
+        assert self.holdings.meeting is not None
+        self._selector.register(self.holdings.meeting, selectors.EVENT_READ, self._on_meeting)
+
+    def _on_meeting(self) -> None:
+        """Somebody has come to be control."""
+        assert self.holdings.meeting is not None
+        try:
+            box = self.holdings.meeting.accept()
+        except PeerError as error:
+            self.log.error(str(error))
+            return
+        if box is None:
+            return
+        if self._control_box is not None:
+            self.log.warning("control is refused: there is one")
+            box.close()
+            return
+        self.log.info("control has come")
+        self._attach(box)
+
+    def _attach(self, box: Mailbox) -> None:
+        """Let who has come be control."""
+        self._attached = None
+        self._control_box = box
+        self._control_slot = Slot(CONTROL, State.STARTING, beat_ns=monotonic_ns())
+        self._watch(box, self._on_control_frame, self._on_control_gone)
+        self._serve_control()
+
+    def _on_control_gone(self) -> None:
+        self._detach("it has gone")
+
+    def _detach(self, reason: str) -> None:
+        """Be without control until one comes."""
+        box, self._control_box = self._control_box, None
+        if box is None:
+            return
+        self._unwatch(box.fileno())
+        box.close()
+        report = self.log.info if self.fleet.stopping else self.log.error
+        report("without control until it comes again, traffic goes on", reason=reason)
+        self._control_slot = Slot(CONTROL)
+        self.commands.fail(CONTROL)
 
     def _serve_control(self) -> None:
         """Tell control what is in force, and give it its sockets."""
-        self._command_control(self.serve_frame(), self._on_control_serves)
+        self.let_serve(CONTROL, self._control_box, self._on_control_serves)
 
-    def serve_frame(self) -> Frame:
-        """The command SERVE for what is in force."""
-        return Frame(
+    def let_serve(self, key: int, box: Mailbox | None, answer: Answer) -> None:
+        """Send a control the command SERVE for what is in force."""
+        try:
+            page = self.holdings.run_dir.open_to_write(self.holdings.shared_page)
+        except OSError as error:
+            answer(f"the shared page cannot be opened: {(error.strerror or str(error)).lower()}", None)
+            return
+        frame = Frame(
             Kind.SERVE,
             payload={"run_dir": self.holdings.node.run_dir},
             descriptors=(
@@ -493,14 +566,19 @@ class Supervisor:
                 self.holdings.boot,
                 self.holdings.metrics.fileno(),
                 self.holdings.control.fileno(),
+                page,
             ),
         )
+        try:
+            self.commands.send(key, box, frame, answer)
+        finally:
+            os.close(page)
 
     def _on_control_serves(self, reason: str | None, _: Frame | None) -> None:
         if reason is not None:
-            self.log.error("control does not serve and is replaced", reason=reason)
-            if CONTROL in self._children:
-                self._children[CONTROL].signal(signal.SIGKILL)
+            if CONTROL in self._children or self._control_box is not None:
+                self.log.error("control does not serve and is replaced", reason=reason)
+                self._end_this_control(signal.SIGKILL, "it does not serve")
             return
         self._carry_out_control(self._control_slot.step(Event.READY, monotonic_ns()))
         self._reloader.take_up()
@@ -544,9 +622,14 @@ class Supervisor:
             self._reloader.idle
             and self.commands.idle
             and not self._retiring
-            and self._control_slot.state is State.READY
+            and (self._control_slot.state is State.READY or self._without_control)
             and not any(slot.state in UNSETTLED for slot in self.fleet.slots)
         )
+
+    @property
+    def _without_control(self) -> bool:
+        """Whether control is a unit of its own that is not there: nothing of it could be handed over."""
+        return self.holdings.meeting is not None and not self._control_slot.alive
 
     def _handover(self) -> Handover:
         late_ns = monotonic_ns() + (max(self._drain_ms) + GRACE_MS) * MS
@@ -567,7 +650,9 @@ class Supervisor:
             holdings=self.holdings.record(),
             slots=tuple(self.fleet.slots),
             processes=(*own, *(one.passed() for one in self.predecessors.present)),
-            control=ControlProcess(control.pid, control.pidfd, box.fileno()) if control and box else None,
+            control=None
+            if box is None
+            else ControlProcess(control.pid if control else None, control.pidfd if control else None, box.fileno()),
         )
 
     def _passed(self) -> Iterator[int]:
@@ -598,17 +683,17 @@ class Supervisor:
             self.predecessors.add(Predecessor(process.slot, running, post, process.until_ns))
         self.fleet.slots = arrival.fresh_slots(handover, now)
         self._watch_berths()
-        if handover.control is None:
-            self._first_control = None
-            self._carry_out_control(self._control_slot.step(Event.WANTED, now))
-        else:
-            os.set_inheritable(handover.control.pidfd, False)
-            running = Child(handover.control.pid, handover.control.pidfd)
-            self._use_control(running, Mailbox.inherited(handover.control.mailbox))
         self._first_control = None
-        running, box = arriving.control
-        self._selector.register(running.pidfd, selectors.EVENT_READ, arriving.control_exited)
-        self._watch(box, self._on_candidate_frame)
+        if self.holdings.meeting is not None:
+            self._watch_meeting()
+        if handover.control is not None:
+            self._use_control(_child_of(handover.control), Mailbox.inherited(handover.control.mailbox))
+        elif self.holdings.meeting is None:
+            self._carry_out_control(self._control_slot.step(Event.WANTED, now))
+        if arriving.control is not None:
+            running, box = arriving.control
+            self._selector.register(running.pidfd, selectors.EVENT_READ, arriving.control_exited)
+            self._watch(box, self._on_candidate_frame)
         arriving.begin()
 
     def _watch_berths(self) -> None:
@@ -638,9 +723,14 @@ class Supervisor:
         self.commands.fail(CONTROL)
         self._use_control(*new)
 
-    def _use_control(self, running: Child, box: Mailbox) -> None:
+    def _use_control(self, running: Child | None, box: Mailbox) -> None:
+        """Have a control that serves already: a child, or one that has come."""
         self._control_slot = Slot(CONTROL, State.READY, incarnation=1, beat_ns=monotonic_ns(), opened=True)
-        self._children[CONTROL], self._control_box = running, box
+        self._control_box = box
+        if running is None:
+            self._watch(box, self._on_control_frame, self._on_control_gone)
+            return
+        self._children[CONTROL] = running
         self._selector.register(running.pidfd, selectors.EVENT_READ, self._on_control_exit)
         self._watch(box, self._on_control_frame)
 
@@ -689,9 +779,8 @@ class Supervisor:
         before.beat(now)
         self._carry_out(self.fleet.step(number, event, now) if event is not None else [])
 
-    def upgraded(self, before: str, snapshot: int) -> None:
+    def upgraded(self, before: str) -> None:
         """An upgrade has succeeded."""
-        os.close(snapshot)
         self.log.info("upgraded", version=__version__, before=before, revision=self.holdings.revision)
         self._say_upgrade("done", before)
         self._upgrade_over(self._status())
@@ -717,3 +806,11 @@ class Supervisor:
             self.holdings.run_dir.write_upgrade(document)
         except OSError as error:
             self.log.error("cannot say what became of the upgrade", reason=str(error))
+
+
+def _child_of(control: ControlProcess) -> Child | None:
+    """The child that was handed over; None for a control that is nobody's child here."""
+    if control.pid is None or control.pidfd is None:
+        return None
+    os.set_inheritable(control.pidfd, False)
+    return Child(control.pid, control.pidfd)

@@ -18,9 +18,9 @@ from typing import Any
 from ascproxy.clock import monotonic_ns
 from ascproxy.net import tls
 from ascproxy.net.mailbox import Frame, Kind
+from ascproxy.net.notify import Notifier
 from ascproxy.supervisor.commands import Answer
 from ascproxy.supervisor.holdings import Holdings
-from ascproxy.supervisor.notify import Notifier
 from ascproxy.supervisor.slots import Fleet, State
 from ascproxy.telemetry.log import Log
 

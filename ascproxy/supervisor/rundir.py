@@ -44,9 +44,10 @@ class PageFile:
 class RunDir:
     """The locked, empty run directory of a running service."""
 
-    def __init__(self, path: str) -> None:
-        """Raises :class:`RunDirError` when it is in use, somebody else's, or cannot be made."""
-        self.path = Path(path)
+    def __init__(self, path: str, mode: int = 0o700) -> None:
+        """``mode``: who may look into it. Raises :class:`RunDirError` when it is in use, somebody else's, or cannot be
+        made."""
+        self.path, self._mode = Path(path), mode
         while True:
             self.lock = self._open_lock(path)
             self._take_lock()
@@ -71,13 +72,13 @@ class RunDir:
     def _open_lock(self, path: str) -> int:
         try:
             self.made = not self.path.exists() or (self.path / LOCK).exists()  # by us, now or before a crash
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.mkdir(mode=self._mode, parents=True, exist_ok=True)
             found = self.path.stat()
             if found.st_uid != os.geteuid():
                 raise RunDirError(f"run_dir {path} must belong to uid {os.geteuid()}: chown it or name another folder")
             if not (self.path / LOCK).exists() and any(self.path.iterdir()):
                 raise RunDirError(f"run_dir {path} holds files that are not ours, it is emptied at start: name another")
-            self.path.chmod(0o700)
+            self.path.chmod(self._mode)
             return os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise RunDirError(f"cannot use run_dir {path}: {(error.strerror or str(error)).lower()}") from error
@@ -105,9 +106,10 @@ class RunDir:
                 entry.unlink()
 
     def create_page(self, name: str, slot: int = 0) -> PageFile:
-        """A new page file, zeroed but for the slot's number. It appears whole: control looks for pages at any time."""
+        """A new page file, zeroed but for the slot's number. It appears whole: control looks for pages at any time,
+        and where it has a user of its own it reads them as one of the group."""
         new = self.path / f".{name}"
-        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
         try:
             os.ftruncate(descriptor, metrics.PAGE_SIZE)
             memory = mmap.mmap(descriptor, metrics.PAGE_SIZE)
@@ -129,6 +131,10 @@ class RunDir:
             return PageFile(name, memory, _native.Page(memory))
         except ValueError as error:
             raise RunDirError(f"{self.path / name} cannot be read by this version: {error}") from error
+
+    def open_to_write(self, file: PageFile) -> int:
+        """A descriptor of a page for a process that may write it, though its folder is not open to it."""
+        return os.open(self.path / file.name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def create_slot_page(self, slot: int, number: int = 0) -> PageFile:
         """A page of a slot, with the slot's number in it. ``number`` tells its pages apart."""

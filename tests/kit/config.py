@@ -36,10 +36,12 @@ def write(folder: Path, node: str, resources: str | None = None) -> list[tuple[s
     return marked
 
 
-def findings(folder: Path, environ: dict[str, str] | None = None, *, starting: bool = True) -> list[Finding]:
+def findings(
+    folder: Path, environ: dict[str, str] | None = None, *, starting: bool = True, secrets: bool = True
+) -> list[Finding]:
     """Everything that loading and checking find."""
     sheets = load(folder)
-    check(sheets, environ or {}, starting=starting)
+    check(sheets, environ or {}, starting=starting, secrets=secrets)
     return sheets.findings
 
 

@@ -2,7 +2,7 @@
 
 Paths of requests: ``/hold`` is not answered until the drain cuts it, ``/late`` is answered at the first tick of a
 drain, anything else at once. A tenant of the snapshot named ``refused`` makes the revision impossible to build; one
-named ``crash-N`` makes the worker of slot N exit at its start.
+named ``crash-N`` makes the worker of slot N exit at its start, and so does ``ASCPROXY_TEST_CRASH_SLOT=N``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from ascproxy.net.tls import TicketKeys
 from ascproxy.worker.process import Place, serve
 
 PR_GET_DUMPABLE = 3
+CRASH_SLOT = "ASCPROXY_TEST_CRASH_SLOT"
 
 
 class Connection(asyncio.Protocol):
@@ -79,7 +80,8 @@ class EchoPath:
         self.accepted = place.page.load(_native.Page.CELLS["accepted"])
         self.cut_ns: int | None = None
         self.idle_ns = 0
-        if any(tenant.name == f"crash-{place.slot}" for tenant in snapshot.tenants):
+        crashing = os.environ.get(CRASH_SLOT) == str(place.slot)
+        if crashing or any(tenant.name == f"crash-{place.slot}" for tenant in snapshot.tenants):
             os._exit(3)
 
     def use_tickets(self, tickets: TicketKeys) -> None:

@@ -1,4 +1,5 @@
-"""Control over a snapshot file instead of a configuration: ``python -m tests.kit.plain_control --config FILE --fd N``.
+"""Control over a snapshot file instead of a configuration: ``python -m tests.kit.plain_control --config FILE --fd N``,
+or with ``--run-dir PATH --peer UID``, as ascproxy.control.
 
 The file holds the bytes of :func:`ascproxy.model.snapshot.encode`, so that process tests need no configuration room.
 """
@@ -6,6 +7,7 @@ The file holds the bytes of :func:`ascproxy.model.snapshot.encode`, so that proc
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +29,14 @@ def load(file: Path, boot: Snapshot | None) -> process.Loaded:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--fd", type=int)
+    parser.add_argument("--run-dir", type=Path)
+    parser.add_argument("--peer", type=int)
     options = parser.parse_args()
-    sys.exit(process.run(options.fd, lambda boot: load(options.config, boot), process.stored_keys))
+    if options.fd is not None:
+        sys.exit(process.run(options.fd, lambda boot: load(options.config, boot), process.stored_keys))
+    sys.exit(
+        process.attach(
+            options.run_dir, options.peer, lambda boot: load(options.config, boot), process.stored_keys, os.environ
+        )
+    )

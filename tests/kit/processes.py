@@ -87,14 +87,18 @@ class Service:
         worker: str = "tests.kit.echo_worker:run",
         environment: dict[str, str] | None = None,
         again: list[str] | None = None,
+        apart: int | None = None,
         **popen: Any,
     ) -> None:
+        """``again``: the program of upgrades. ``apart``: the uid of a control that the test starts itself."""
         self.folder = folder
         self.snapshot = first
         self.config = folder / "snapshot.json"
         self.log_file = folder / "log"
         self.config.write_bytes(encode(first) if config is None else config)
         given = [str(self.config), "--worker", worker, "--control", "tests.kit.plain_control"]
+        if apart is not None:
+            given += ["--run-dir", first.node.run_dir, "--peer", str(apart)]
         command = [sys.executable, "-m", "ascproxy.supervisor", *given]
         if again is not None:  # what an upgrade runs, with the same arguments
             command += ["--again", *again, *given, "--again", *again, *given]

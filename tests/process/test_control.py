@@ -82,7 +82,7 @@ def test_the_control_socket_is_for_the_owner_only(service: Service) -> None:
 
 
 def test_each_change_of_keys_raises_the_epoch(service: Service) -> None:
-    page = open_page(Path(service.snapshot.node.run_dir) / "shared.page", writable=False)
+    page = open_page(Path(service.snapshot.node.run_dir) / "shared.page")
     epoch = next(first for key, first, _ in page.records() if key == metrics.KEY_EPOCH)
     before = page.load(epoch)
     status, created = service.local("POST", "/keys", {"tenant": "acme"})
@@ -112,6 +112,6 @@ def test_a_killed_control_is_replaced_and_traffic_does_not_notice(service: Servi
 
 
 def test_a_worker_page_is_read_only_for_readers(service: Service) -> None:
-    page = open_page(Path(service.snapshot.node.run_dir) / "slot-0.page", writable=False)
+    page = open_page(Path(service.snapshot.node.run_dir) / "slot-0.page")
     with pytest.raises(ValueError, match="read-only"):
         page.store(_native.Page.CELLS["in_flight"], 1)

@@ -59,7 +59,7 @@ def test_a_worker_that_cannot_build_its_first_revision_says_why(tmp_path: Path) 
 def test_a_killed_worker_is_replaced_and_its_counters_survive(service: Service) -> None:
     end = service.hold()
     slot, before = next((s, w) for s, w in service.workers().items() if w["in_flight"])
-    page = open_page(Path(service.snapshot.node.run_dir) / f"slot-{slot}.page", writable=False)
+    page = open_page(Path(service.snapshot.node.run_dir) / f"slot-{slot}.page")
     accepted = page.load(_native.Page.CELLS["accepted"])
     assert accepted > 0
     kill(before["pid"])

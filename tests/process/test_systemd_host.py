@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,15 +29,16 @@ STARTS = 3
 
 
 class Unit:
-    """ascproxy.service on a host, and a simulator beside it."""
+    """A unit on a host, and a simulator beside it."""
 
-    def __init__(self, host: Host, facts: dict[str, Any], folder: Path) -> None:
+    def __init__(self, host: Host, facts: dict[str, Any], folder: Path, name: str) -> None:
         self.host = host
         self.facts = facts
         self.folder = folder
+        self.name = name
 
-    def show(self, name: str) -> str:
-        return self.host.run("systemctl", "show", "-P", name, "ascproxy.service").stdout.strip()
+    def show(self, name: str, unit: str | None = None) -> str:
+        return self.host.run("systemctl", "show", "-P", name, unit or self.name).stdout.strip()
 
     def took_s(self) -> float:
         """From the execution to READY, the last time."""
@@ -55,7 +57,7 @@ class Unit:
         return {worker["pid"] for worker in self.status()["workers"] if worker["state"] == "ready"}
 
     def journal(self) -> str:
-        return self.host.run("journalctl", "-u", "ascproxy.service", "-o", "cat", "--no-pager", check=False).stdout
+        return self.host.run("journalctl", "-u", "ascproxy*", "-o", "cat", "--no-pager", check=False).stdout
 
     @contextmanager
     def load(self) -> Iterator[dict[str, Any]]:
@@ -77,8 +79,14 @@ class Unit:
 
 @pytest.fixture(scope="module")
 def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
-    """A host with the unit installed as docs/install.md says, not started yet."""
-    folder = tmp_path_factory.mktemp("host")
+    """A host with the one unit, not started yet."""
+    with booted(tmp_path_factory.mktemp("host"), "ascproxy.service", "ascproxy") as made:
+        yield made
+
+
+@contextmanager
+def booted(folder: Path, name: str, owner: str) -> Iterator[Unit]:
+    """A host with the units installed as docs/install.md says, none started yet. ``owner``: who writes the store."""
     made = folder / "made"
     init = command(
         "init", str(made), "--upstream", f"http://127.0.0.1:{SIM_PORT}", "--model", "sim-chat", "--https-port",
@@ -93,12 +101,14 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
     point_to(host.root, "0.1.0")
     for kind in ("sysusers.d", "tmpfiles.d"):
         copy(ROOT / "systemd" / kind / "ascproxy.conf", host.root / "usr/lib" / kind / "ascproxy.conf")
-    for name in ("ascproxy.service", "ascproxy.socket"):
-        copy(ROOT / "systemd" / name, host.root / "etc/systemd/system" / name)
+    for file in (ROOT / "systemd").glob("ascproxy*.*"):
+        copy(file, host.root / "etc/systemd/system" / file.name)
+    socket_unit = host.root / "etc/systemd/system/ascproxy.socket"
+    socket_unit.write_text(re.sub("(?m)^Service=.*$", f"Service={name}", socket_unit.read_text()))
     with host:
         host.run("systemd-sysusers")
         host.run("systemd-tmpfiles", "--create", "ascproxy.conf")
-        move_configuration(made, host)
+        move_configuration(made, host, owner)
         simulator = subprocess.Popen(
             host.within(
                 sys.executable, "-m", "ascproxy.sim", "--port", str(SIM_PORT), "--model", "sim-chat", "--json",
@@ -109,7 +119,7 @@ def unit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Unit]:
         assert simulator.stdout is not None
         assert simulator.stdout.readline().startswith(b"{")
         try:
-            yield Unit(host, json.loads(init.stdout), folder)
+            yield Unit(host, json.loads(init.stdout), folder, name)
         finally:
             simulator.kill()
             simulator.wait()
@@ -120,7 +130,7 @@ def copy(source: Path, target: Path) -> None:
     target.write_bytes(source.read_bytes())
 
 
-def move_configuration(made: Path, host: Host) -> None:
+def move_configuration(made: Path, host: Host, owner: str) -> None:
     """What init made into /etc/ascproxy, its state into /var/lib/ascproxy; both owned as docs/install.md says."""
     node = made / "ascproxy.yaml"
     document = yaml.safe_load(node.read_text())
@@ -129,7 +139,7 @@ def move_configuration(made: Path, host: Host) -> None:
     for source, target in ((made / "state", "var/lib/ascproxy"), (made, "etc/ascproxy")):
         subprocess.run(["cp", "-a", f"{source}/.", str(host.root / target)], check=True)
     host.run("rm", "-rf", "/etc/ascproxy/state")
-    host.run("chown", "-R", "ascproxy:ascproxy", "/var/lib/ascproxy")
+    host.run("chown", "-R", f"{owner}:ascproxy", "/var/lib/ascproxy")
     host.run("chown", "-R", "root:ascproxy", "/etc/ascproxy")
     host.run("chmod", "-R", "u=rwX,g=rX,o=", "/etc/ascproxy")
 

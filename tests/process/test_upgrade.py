@@ -320,7 +320,7 @@ def test_a_worker_program_that_cannot_be_imported_is_refused(another: Service, p
 
 def test_a_new_control_that_does_not_serve_is_turned_round(another: Service, program: Path, tmp_path: Path) -> None:
     before = another.children()
-    serve = "        snapshot, boot, metrics, local ="
+    serve = "        snapshot, boot, metrics, local, page ="
     broken = version(tmp_path, "9.0.0", ascproxy__control__process=(serve, f"        os._exit(9)\n{serve}"))
     write_program(program, broken)
     with Asking(another) as asking:

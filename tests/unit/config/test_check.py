@@ -292,6 +292,31 @@ def test_credentials_and_the_environment(
     assert [(f.severity, f.reason) for f in found] == [(s, r.replace("{folder}", str(folder))) for s, r in expected]
 
 
+@pytest.mark.parametrize("text", ["file:absent", "file:empty", "systemd:key", "env:UNSET"])
+def test_what_only_workers_can_see_is_taken_on_trust_by_a_control_with_a_user_of_its_own(
+    folder: Path, text: str
+) -> None:
+    node = listener("{address: '0.0.0.0:8443', tls: {certificate: good.crt, key: absent.key}}")
+    client = "{type: vllm, endpoints: ['https://h'], credential: c, tls: {certificate: good.crt, key: absent.key}}"
+    resources = f"credentials: {{c: {{from: '{text}'}}}}\nproviders: {{p: {client}}}\n"
+    write(
+        folder,
+        f"{node}access_log: /nowhere\nresources: resources.yaml\n".replace("/nowhere", str(folder / "ca.pem")),
+        resources,
+    )
+    assert findings(folder, secrets=False) == []
+    paths = {finding.path for finding in findings(folder) if finding.severity is Severity.ERROR}
+    assert paths == {"listeners[0].tls.key", "credentials.c.from", "providers.p.tls.key"}
+
+
+@pytest.mark.parametrize("text", ["", "vault:key", "systemd:a/b"])
+def test_what_everybody_can_see_is_checked_all_the_same(folder: Path, text: str) -> None:
+    node = listener("{address: '0.0.0.0:8443', tls: {certificate: absent.crt, key: absent.key}}")
+    write(folder, f"{node}resources: resources.yaml\n", f"credentials: {{c: {{from: '{text}'}}}}\n")
+    paths = {finding.path for finding in findings(folder, secrets=False)}
+    assert paths == {"listeners[0].tls.certificate", "credentials.c.from"}
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1:8000", "[::1]:8000", "10.0.0.1", "192.168.1.1", "169.254.1.1", "vllm", "gpu.internal", "a.lan"]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ def test_readiness_needs_a_revision_and_a_worker_that_ticks(run_dir: RunDir) -> 
 def test_slots_that_are_added_are_seen_and_empty_ones_are_not_shown(run_dir: RunDir) -> None:
     node = Node(run_dir.path)
     assert node.status(None) == {"revision": None, "separation": "none", "workers": [], "upgrade": None}
+    assert Node(run_dir.path, separation="units").status(None)["separation"] == "units"
     run_dir.create_slot_page(0).page.store(CELLS["state"], State.EMPTY)
     second = run_dir.create_slot_page(1).page
     second.store(CELLS["state"], State.PAUSED)
@@ -58,8 +60,11 @@ def test_slots_that_are_added_are_seen_and_empty_ones_are_not_shown(run_dir: Run
 
 
 def test_the_shared_page_is_read_where_it_is_written(run_dir: RunDir) -> None:
-    readers = run_dir.create_shared_page().page
-    shared = SharedPage(run_dir.path)
+    file = run_dir.create_shared_page()
+    readers = file.page
+    descriptor = run_dir.open_to_write(file)
+    shared = SharedPage(descriptor)
+    os.close(descriptor)
     shared.bump_key_epoch()
     shared.bump_key_epoch()
     shared.set_revision("00ab12cd34ef")

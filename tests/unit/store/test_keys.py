@@ -97,6 +97,14 @@ def test_modes_keep_others_out(tmp_path: Path) -> None:
     assert (tmp_path / "state/store.lmdb/data.mdb").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_shared_store_is_read_by_the_group_and_written_by_its_owner(tmp_path: Path) -> None:
+    open_store(tmp_path, write=True).close()  # as init makes it
+    open_store(tmp_path, write=True, shared=True).close()
+    store = tmp_path / "store.lmdb"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (store, *store.iterdir())}
+    assert modes == {"store.lmdb": 0o750, "data.mdb": 0o640, "lock.mdb": 0o660}
+
+
 def test_no_store_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="ascproxy init"):
         open_store(tmp_path, write=False)

@@ -16,10 +16,11 @@ from ascproxy.model import snapshot as snapshots
 from ascproxy.model.node import Listener
 from ascproxy.net import memfile
 from ascproxy.net.mailbox import Frame, Kind
+from ascproxy.net.meeting import Meeting
 from ascproxy.supervisor import arrival
 from ascproxy.supervisor.handover import LAYOUT, ControlProcess, Handover, HandoverError, Process, decode
 from ascproxy.supervisor.holdings import Holdings
-from ascproxy.supervisor.rundir import RunDirError
+from ascproxy.supervisor.rundir import RunDir, RunDirError
 from ascproxy.supervisor.slots import Event, Slot, State
 from tests.kit.processes import snapshot
 
@@ -45,6 +46,12 @@ HANDOVER = Handover(
 def test_it_is_read_as_it_was_written() -> None:
     assert decode(HANDOVER.encode()) == HANDOVER
     assert sorted(HANDOVER.descriptors()) == [10, 11, 12, 13, 14, 15]
+
+
+def test_a_control_that_is_no_child_has_a_mailbox_only() -> None:
+    attached = dataclasses.replace(HANDOVER, control=ControlProcess(None, None, 15))
+    assert decode(attached.encode()) == attached
+    assert sorted(attached.descriptors()) == [10, 11, 12, 13, 15]
 
 
 def test_its_bytes_are_a_contract() -> None:
@@ -136,8 +143,24 @@ def test_adopted_holdings_are_the_same_things(holdings: Holdings) -> None:
     assert received is not None and received.kind is Kind.TICKETS
     for descriptor in taken.descriptors():
         assert not os.get_inheritable(descriptor), "no worker gets it by accident"
+    assert taken.meeting is None
     taken.close()
     assert not holdings.run_dir.path.exists()
+
+
+def test_the_socket_where_control_comes_is_passed_on(tmp_path: Path) -> None:
+    first = snapshot(tmp_path)
+    run_dir = RunDir(first.node.run_dir, 0o750)
+    met = run_dir, Meeting.open(run_dir.path / "gateway.sock", 4711)
+    held = Holdings.open(first.node, memfile.seal("s", snapshots.encode(first)), first.revision, {}, met)
+    assert held.meeting is not None and held.meeting.fileno() in list(held.descriptors())
+    taken = Holdings.adopt(copied(orjson.loads(orjson.dumps(held.record()))))
+    assert taken.meeting is not None and taken.meeting.uid == 4711
+    assert not os.get_inheritable(taken.meeting.fileno())
+    before = orjson.loads(orjson.dumps(held.record()))
+    del before["meeting"]  # as a version that did not know it writes
+    assert Holdings.adopt(copied(before)).meeting is None
+    taken.close()
 
 
 def test_a_post_that_is_given_up_is_used_again(holdings: Holdings) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from ascproxy.net import memfile, tls
 from ascproxy.net.mailbox import Frame, Kind
+from ascproxy.net.notify import Notifier
 from ascproxy.supervisor.commands import Answer
-from ascproxy.supervisor.notify import Notifier
 from ascproxy.supervisor.reload import Outcome, Reload, Reloader
 from ascproxy.supervisor.slots import Event, Fleet
 from ascproxy.telemetry.log import Log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,19 @@ def test_a_folder_that_others_can_enter_is_closed_to_them(tmp_path: Path) -> Non
     tmp_path.chmod(0o755)  # as RuntimeDirectory= makes it
     RunDir(str(tmp_path)).close()
     assert tmp_path.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_group_may_look_in_where_that_is_asked_for(tmp_path: Path) -> None:
+    run_dir = RunDir(str(tmp_path / "run"), 0o750)
+    page = run_dir.create_shared_page()
+    assert run_dir.path.stat().st_mode & 0o777 == 0o750
+    modes = {path.name: path.stat().st_mode & 0o777 for path in run_dir.path.iterdir()}
+    assert modes == {"lock": 0o600, "shared.page": 0o640}, "pages are read by the group, and written by nobody else"
+    descriptor = run_dir.open_to_write(page)
+    os.pwrite(descriptor, b"\x07", 4095)
+    os.close(descriptor)
+    assert page.memory[4095] == 7, "it is the same page"
+    run_dir.close()
 
 
 def test_a_damaged_page_starts_anew_and_a_sound_one_is_kept(tmp_path: Path) -> None:

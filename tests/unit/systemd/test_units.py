@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from ascproxy.model.node import Limits
+from ascproxy.supervisor.__main__ import LOAD_TIMEOUT_MS, MEET_TIMEOUT_MS
 
 FOLDER = Path(__file__).parents[3] / "systemd"
 EXPOSURE = 15  # 1.5, as --threshold takes it
+SUPERVISORS = ("ascproxy-gateway.service", "ascproxy.service")
+SERVICES = (*SUPERVISORS, "ascproxy-control.service")
 needs_analyze = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze here: apt-get install systemd"
 )
@@ -34,7 +37,7 @@ def settings(name: str) -> dict[str, list[str]]:
 
 @needs_analyze
 def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
-    for unit in FOLDER.glob("ascproxy.*"):
+    for unit in FOLDER.glob("ascproxy*.*"):
         # The program is not installed where the tests run, and that is all that may be missing.
         text = unit.read_text().replace("/opt/ascproxy/current/bin/ascproxy", "/bin/true")
         (tmp_path / unit.name).write_text(text)
@@ -43,17 +46,19 @@ def test_systemd_finds_nothing_wrong(tmp_path: Path) -> None:
 
 
 @needs_analyze
-def test_the_exposure_is_at_most_1_5() -> None:
-    service = str(FOLDER / "ascproxy.service")
+@pytest.mark.parametrize("name", SERVICES)
+def test_the_exposure_is_at_most_1_5(name: str) -> None:
+    service = str(FOLDER / name)
     done = analyze("security", "--offline=true", f"--threshold={EXPOSURE}", service)
     assert done.returncode == 0, done.stdout
-    assert "Overall exposure level for ascproxy.service" in done.stdout
+    assert f"Overall exposure level for {name}" in done.stdout
 
 
 @needs_analyze
-def test_that_check_bites(tmp_path: Path) -> None:
-    weak = tmp_path / "ascproxy.service"
-    text = (FOLDER / "ascproxy.service").read_text()
+@pytest.mark.parametrize("name", SERVICES)
+def test_that_check_bites(tmp_path: Path, name: str) -> None:
+    weak = tmp_path / name
+    text = (FOLDER / name).read_text()
     for setting in ("NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=strict"):
         assert f"\n{setting}\n" in text
         text = text.replace(f"\n{setting}\n", "\n")
@@ -61,13 +66,37 @@ def test_that_check_bites(tmp_path: Path) -> None:
     assert analyze("security", "--offline=true", f"--threshold={EXPOSURE}", str(weak)).returncode == 1
 
 
-def test_a_stop_is_given_the_time_of_the_longest_drain() -> None:
+@pytest.mark.parametrize("name", SUPERVISORS)
+def test_a_stop_is_given_the_time_of_the_longest_drain(name: str) -> None:
     longest_s = max(Limits().drain_unary_ms, Limits().drain_stream_ms) // 1000
-    assert int(settings("ascproxy.service")["TimeoutStopSec"][0]) > longest_s + 5, "and the grace after it"
+    assert int(settings(name)["TimeoutStopSec"][0]) > longest_s + 5, "and the grace after it"
 
 
-def test_only_the_supervisor_is_signalled() -> None:
+@pytest.mark.parametrize("name", SUPERVISORS)
+def test_only_the_supervisor_is_signalled(name: str) -> None:
     """Workers die by SIGTERM; they are drained by their mailbox instead."""
-    found = settings("ascproxy.service")
+    found = settings(name)
     assert found["KillMode"] == ["mixed"]
     assert found["NotifyAccess"] == ["main"]
+
+
+def test_the_two_units_name_each_other_and_meet_in_one_place() -> None:
+    gateway, control = settings("ascproxy-gateway.service"), settings("ascproxy-control.service")
+    commands = {name: found["ExecStart"][0].split() for name, found in (("gateway", gateway), ("control", control))}
+    options = {name: dict(zip(words[3::2], words[4::2], strict=True)) for name, words in commands.items()}
+    assert options["gateway"]["--peer"] == control["User"][0]
+    assert options["control"]["--peer"] == gateway["User"][0]
+    assert gateway["User"] != control["User"]
+    assert gateway["Group"] == control["Group"]
+    assert (
+        options["gateway"]["--run-dir"] == options["control"]["--run-dir"] == f"/run/{gateway['RuntimeDirectory'][0]}"
+    )
+    assert gateway["ReadWritePaths"] == [f"/var/lib/{control['StateDirectory'][0]}"], (
+        "read-only, it would not be locked"
+    )
+    assert [options[name]["--only"] for name in ("gateway", "control")] == ["gateway", "control"]
+
+
+def test_the_gateway_waits_for_control_no_longer_than_its_start_may_take() -> None:
+    may_take_s = (MEET_TIMEOUT_MS + LOAD_TIMEOUT_MS) / 1000
+    assert int(settings("ascproxy-gateway.service")["TimeoutStartSec"][0]) > may_take_s

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from ascproxy.supervisor.notify import Notifier
+from ascproxy.net.notify import Notifier
 
 
 def test_without_a_manager_nothing_is_sent_and_nothing_fails() -> None:
