@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ascproxy.supervisor.predecessors import IDLE_MS
 from bench import lines, machine, native, process, verdict
 from bench.subject import MODEL, Place, Subject
 from tests.kit.service import Service, Simulator, command
@@ -98,9 +100,10 @@ def callers(table: str, inodes: frozenset[int], listening: set[int]) -> frozense
 
 @dataclass
 class Watch:
-    """The processes of the service over time."""
+    """The processes of the service over time. ``spare``: descriptors that each may hold besides those from before."""
 
     service: Service
+    spare: int = 0
     roles: dict[int, str] = field(default_factory=dict)
     memory: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
     before: dict[int, int | None] = field(default_factory=dict)
@@ -140,7 +143,7 @@ class Watch:
     async def quiet(self) -> dict[int, int | None]:
         """Descriptors of each, once they are as few as before, or when patience ends."""
         end = time.monotonic() + QUIET_S
-        bound = {self.roles.get(pid, "supervisor"): n for pid, n in self.before.items() if n is not None}
+        bound = {self.roles.get(pid, "supervisor"): n + self.spare for pid, n in self.before.items() if n is not None}
         while True:
             now = self.count()
             over = [
@@ -157,7 +160,7 @@ class Watch:
                 pid,
                 self.roles.get(pid, "supervisor"),
                 tuple(points),
-                descriptors_before=self.before.get(pid),
+                descriptors_before=known + self.spare if (known := self.before.get(pid)) is not None else None,
                 descriptors_after=after.get(pid),
             )
             for pid, points in self.memory.items()
@@ -425,6 +428,8 @@ def soak(chosen: argparse.Namespace) -> verdict.Observed:
     """Runs it. Raises StartError when something cannot be started, or an upgrade is asked for that there is not."""
     with running() as (service, _):
         watch = Watch(service)
+        if chosen.upgrade:  # a slot keeps the pages of the processes that were in it at the same time
+            watch.spare = WORKERS * (1 + math.ceil(IDLE_MS / 1000 / chosen.upgrade))
         actions = Actions(watch, chosen)
         if chosen.upgrade and not actions.find_upgrade():
             raise machine.StartError(
