@@ -65,7 +65,9 @@ PyObject *core_text(Core *core, const char *bytes, size_t len)
 {
     if (len == 0 || len > TEXT_MAX)
         return PyBytes_FromStringAndSize(bytes, (Py_ssize_t)len);
-    size_t slot = (len * 31u + (unsigned char)bytes[len - 1] * 7u + (unsigned char)bytes[len / 2]) & (TEXTS - 1);
+    uint64_t tail = 0; /* where names differ: their ends */
+    memcpy(&tail, bytes + (len > sizeof tail ? len - sizeof tail : 0), len < sizeof tail ? len : sizeof tail);
+    size_t slot = ((tail ^ len) * 0x9e3779b97f4a7c15ull) >> 32 & (TEXTS - 1);
     PyObject *known = core->texts[slot];
     if (known != NULL && (size_t)PyBytes_GET_SIZE(known) == len && memcmp(PyBytes_AS_STRING(known), bytes, len) == 0)
         return Py_NewRef(known);

@@ -40,7 +40,7 @@
 #define TAILROOM 16u         /* behind it: room for the end of a chunk and the last chunk */
 #define PIPELINE_MAX 65536u  /* bytes read ahead of a request in flight */
 #define HEADS_MAX 65536u
-#define TEXTS 64u       /* power of two */
+#define TEXTS 2048u     /* power of two: models, keys and paths in use at the same time */
 #define TEXT_MAX 128u
 #define SPARES 64u      /* what is kept for the next request instead of being freed */
 #define SPARE_BODY 2048u
