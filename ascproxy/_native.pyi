@@ -5,7 +5,7 @@ One :class:`Core` per worker, used from its event-loop thread only. Bytes move n
 at most ``on_request`` and ``on_settle`` for a request that succeeds, never per chunk.
 """
 
-from asyncio import Task
+from asyncio import AbstractEventLoop, Task
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
@@ -212,21 +212,29 @@ class Core:
     def __init__(
         self, *, walk: Walk, page: Page, limits: dict[str, int], trusted_peers: tuple[tuple[bytes, int], ...] = ()
     ) -> None: ...
-    def listen(self, listener: Listener) -> Callable[[], Any]:
-        """A protocol factory for ``loop.create_server``."""
+    def attach(self, loop: AbstractEventLoop) -> None:
+        """Turn with this event loop, which must be uvloop's, from now on. Raises RuntimeError for another."""
+
+    def detach(self) -> None:
+        """Cut every connection, accept no more, and leave the loop: to be called before the loop is closed."""
+
+    def listen(self, listener: Listener, descriptor: int) -> Acceptor:
+        """Accept connections on a copy of this listening socket's descriptor."""
 
     def connect(
         self,
+        descriptor: int,
         endpoint: int,
         tls: TlsContext | None,
         server_name: str,
         ready: Callable[[Upstream, str], None],
-    ) -> Callable[[], Any]:
-        """A protocol factory for ``loop.create_connection``. ``ready(upstream, "")`` once it can carry a request, TLS
-        included; ``ready(upstream, reason)`` when it failed before that."""
+    ) -> Upstream:
+        """Take over a connected socket. ``ready(upstream, "")`` is called once it can carry a request, TLS included,
+        perhaps before this returns; ``ready(upstream, reason)`` when it failed before that. Raises OSError, and then
+        the descriptor is still the caller's."""
 
     def tick(self, now_ns: int) -> None:
-        """Every 100 ms: all deadlines, the probe of paused sockets, heartbeat and gauges. ``now_ns`` is monotonic."""
+        """Every 100 ms: all deadlines, heartbeat and gauges. ``now_ns`` is monotonic."""
 
     def drain(self, unary_ns: int, stream_ns: int, idle_ns: int = 0) -> None:
         """Answer every request with ``Connection: close`` from now on; cut unary exchanges and streams that are still
@@ -248,6 +256,10 @@ class Core:
 
     access_log: bool
     overload: int  # the step of supervisor/memory.py, 0 to 3; read by the core at every head
+
+@final
+class Acceptor:
+    def close(self) -> None: ...
 
 @final
 class Page:

@@ -1,17 +1,15 @@
-/* What both kinds of connection do with their transport, under the writing rule of DESIGN 5.
+/* What both kinds of connection do with their descriptor: reading, writing, closing.
  *
- * One writer per descriptor at a time. We send directly only while the transport holds nothing of ours (its high-water
- * mark is 0, so `write_paused` says exactly that); after a short send the tail is copied into a bytes object of its own
- * and given to the transport, and everything later goes the same way until it is empty. So the transport never sees a
- * buffer that is used again, and a direct send can never land in the middle of a queued one.
+ * A send is direct while nothing waits in `out`; after a short one the tail is copied there, and everything later goes
+ * the same way until the socket has taken it. So a direct send can never land in the middle of a queued one.
  */
 #include "py_core.h"
 
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <time.h>
+#include <unistd.h>
 
 uint64_t asc_now(void)
 {
@@ -52,66 +50,49 @@ void buffer_free(asc_buffer *b)
     *b = (asc_buffer){0};
 }
 
-static void call(Conn *c, const char *name)
+static bool is_down(const Conn *c)
 {
-    if (c->transport == NULL)
-        return;
-    PyObject *done = PyObject_CallMethod(c->transport, name, NULL);
-    if (done == NULL)
-        PyErr_Clear(); /* a transport that is closed already */
-    Py_XDECREF(done);
+    return Py_IS_TYPE((PyObject *)c, &Downstream_Type);
 }
 
-bool conn_made(Conn *c, PyObject *transport)
+/* Level-triggered events would have to be switched off and on again for every pause; edges only need a note of what the
+ * kernel may still hold (`readable`). */
+bool conn_open(Conn *c, int fd)
 {
-    PyObject *limits = PyObject_CallMethod(transport, "set_write_buffer_limits", "i", 0);
-    if (limits == NULL)
+    if (!loop_watch(c->core, fd, c, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET))
         return false;
-    Py_DECREF(limits);
-    PyObject *sock = PyObject_CallMethod(transport, "get_extra_info", "s", "socket");
-    if (sock == NULL)
-        return false;
-    PyObject *number = PyObject_CallMethod(sock, "fileno", NULL);
-    Py_DECREF(sock);
-    if (number == NULL)
-        return false;
-    long fd = PyLong_AsLong(number);
-    Py_DECREF(number);
-    if (fd < 0)
-        return false;
-    c->fd = (int)fd;
-    c->transport = Py_NewRef(transport);
-    /* A reader that never reads costs 64 KiB of unsent bytes in the kernel instead of megabytes. */
-    int low_water = 65536;
-    (void)setsockopt(c->fd, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &low_water, sizeof low_water);
+    c->fd = c->socket = fd;
+    Py_INCREF((PyObject *)c); /* the core's, until conn_let_go */
     return true;
 }
 
-/* Give what is left to the transport: one bytes object. */
-static int queue(Conn *c, const struct iovec *iov, int n)
+/* Closed, and nothing is left to send: let go at the end of the turn. Until then the descriptor stays open, so that no
+ * event of this turn can be somebody else's. */
+static void part(Conn *c)
 {
-    size_t total = 0;
+    c->fd = -1;
+    buffer_free(&c->out);
+    if (c->lost || c->socket < 0)
+        return;
+    c->lost = true;
+    c->next_lost = c->core->lost;
+    c->core->lost = c;
+}
+
+static int keep(Conn *c, const struct iovec *iov, int n)
+{
     for (int i = 0; i < n; i++)
-        total += iov[i].iov_len;
-    if (total == 0)
-        return 0;
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)total);
-    if (bytes != NULL) {
-        char *at = PyBytes_AS_STRING(bytes);
-        for (int i = 0; i < n; i++) {
-            memcpy(at, iov[i].iov_base, iov[i].iov_len);
-            at += iov[i].iov_len;
+        if (iov[i].iov_len && !buffer_append(&c->out, iov[i].iov_base, iov[i].iov_len, 0)) {
+            conn_abort(c);
+            return -1;
         }
-        PyObject *done = PyObject_CallMethod(c->transport, "write", "O", bytes);
-        Py_DECREF(bytes);
-        if (done != NULL) {
-            Py_DECREF(done);
-            return 0;
-        }
+    if (c->out.len && !c->write_paused) {
+        if (is_down(c))
+            down_blocked((Downstream *)c);
+        else
+            c->write_paused = true;
     }
-    PyErr_Clear();
-    conn_abort(c);
-    return -1;
+    return 0;
 }
 
 static int send_plain(Conn *c, struct iovec *iov, int n)
@@ -143,7 +124,7 @@ static int send_plain(Conn *c, struct iovec *iov, int n)
         iov->iov_base = (char *)iov->iov_base + left;
         iov->iov_len -= left;
     }
-    return queue(c, iov, n);
+    return keep(c, iov, n);
 }
 
 int conn_flush(Conn *c)
@@ -186,6 +167,9 @@ int conn_send(Conn *c, struct iovec *iov, int n)
     return flushed;
 }
 
+/* How long a peer may take none of what is queued after we closed. */
+#define CLOSING_NS (10000 * MS)
+
 void conn_close(Conn *c)
 {
     if (c->fd < 0)
@@ -194,40 +178,159 @@ void conn_close(Conn *c)
         tls_shutdown(c->tls);
         (void)conn_flush(c);
     }
+    if (c->fd < 0)
+        return;
     c->fd = -1;
-    call(c, "close");
+    c->closing = true;
+    if (c->out.len == 0) {
+        part(c);
+        return;
+    }
+    c->out_mark = c->out.len;
+    wheel_set(&c->core->wheel, &c->timer, asc_now() + CLOSING_NS);
 }
 
 void conn_abort(Conn *c)
 {
-    c->fd = -1;
-    call(c, "abort");
+    part(c);
+}
+
+void conn_end(Conn *c)
+{
+    if (c->out.len)
+        c->end_later = true;
+    else if (c->fd >= 0)
+        (void)shutdown(c->fd, SHUT_WR);
+}
+
+/* The deadline of a connection that is being closed. */
+void conn_due(Conn *c)
+{
+    if (c->out.len == c->out_mark) {
+        part(c);
+        return;
+    }
+    c->out_mark = c->out.len;
+    wheel_set(&c->core->wheel, &c->timer, asc_now() + CLOSING_NS);
 }
 
 void conn_pause_reading(Conn *c)
 {
-    if (!c->read_paused && c->fd >= 0) {
-        c->read_paused = true;
-        call(c, "pause_reading");
-    }
+    c->read_paused = true;
 }
 
 void conn_resume_reading(Conn *c)
 {
-    if (c->read_paused && c->fd >= 0) {
-        c->read_paused = false;
-        call(c, "resume_reading");
-    }
+    if (!c->read_paused)
+        return;
+    c->read_paused = false;
+    if (c->readable && c->fd >= 0)
+        loop_read_again(c);
 }
 
-void conn_lost(Conn *c)
+/* The socket takes bytes again. */
+static void drain(Conn *c)
 {
-    c->fd = -1;
+    while (c->out.len) {
+        ssize_t sent = send(c->socket, c->out.bytes + c->out.off, c->out.len, MSG_DONTWAIT | MSG_NOSIGNAL);
+        if (sent < 0) {
+            if (errno == EINTR)
+                continue;
+            if (errno != EAGAIN && errno != EWOULDBLOCK)
+                part(c);
+            return;
+        }
+        c->out.off += (size_t)sent;
+        c->out.len -= (size_t)sent;
+    }
+    buffer_free(&c->out);
+    if (c->closing) {
+        part(c);
+        return;
+    }
+    if (c->end_later) {
+        c->end_later = false;
+        (void)shutdown(c->socket, SHUT_WR);
+    }
+    if (is_down(c))
+        down_drained((Downstream *)c);
+    else
+        up_drained((Upstream *)c);
+}
+
+void conn_event(Conn *c, uint32_t events)
+{
+    if (c->lost || c->socket < 0)
+        return;
+    if (events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        c->hung_up = true;
+    if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR))
+        c->readable = true;
+    if (c->out.len && events & (EPOLLOUT | EPOLLHUP | EPOLLERR))
+        drain(c);
+    if (c->fd < 0 || !c->readable)
+        return;
+    if (!c->read_paused)
+        conn_read(c);
+    else if (c->hung_up && is_down(c))
+        down_vanished((Downstream *)c);
+}
+
+/* One read: what more there is waits for the next turn, so that one connection cannot keep the others waiting. */
+void conn_read(Conn *c)
+{
+    Core *core = c->core;
+    bool down = is_down(c);
+    char *into = down ? core->down_bytes : c->tls != NULL ? core->cipher_bytes : core->up_bytes;
+    size_t room = down ? DOWN_READ : UP_READ;
+    ssize_t got;
+    do {
+        got = recv(c->fd, into, room, MSG_DONTWAIT);
+    } while (got < 0 && errno == EINTR);
+    if (got < 0) {
+        c->readable = false;
+        if (errno == EAGAIN || errno == EWOULDBLOCK)
+            return;
+        c->broken = true;
+        part(c);
+        return;
+    }
+    if (got == 0) {
+        c->readable = false;
+        if (down)
+            down_end((Downstream *)c);
+        else
+            up_end((Upstream *)c);
+        return;
+    }
+    c->readable = (size_t)got == room || c->hung_up; /* a short read has emptied the socket */
+    if (down)
+        down_read((Downstream *)c, into, (size_t)got);
+    else
+        up_read((Upstream *)c, into, (size_t)got);
+    if (c->fd < 0 || !c->readable)
+        return;
+    if (!c->read_paused)
+        loop_read_again(c);
+    else if (c->hung_up && down)
+        down_vanished((Downstream *)c);
+}
+
+/* The end of a connection: its exchange learns of it, then the descriptor is closed. */
+void conn_let_go(Conn *c)
+{
+    if (is_down(c))
+        down_lost((Downstream *)c);
+    else
+        up_lost((Upstream *)c);
+    loop_forget(c);
     wheel_set(&c->core->wheel, &c->timer, 0);
     c->kind = 0;
-    Py_CLEAR(c->transport);
     if (c->tls != NULL) {
         tls_free(c->tls);
         c->tls = NULL;
     }
+    (void)close(c->socket);
+    c->socket = -1;
+    Py_DECREF((PyObject *)c);
 }

@@ -99,43 +99,17 @@ void core_put_stream(Core *core, Stream *s)
     core->n_spare_streams++;
 }
 
-/* ---- Window ------------------------------------------------------------------------------------------------------- */
-
-static int window_getbuffer(Window *self, Py_buffer *view, int flags)
-{
-    return PyBuffer_FillInfo(view, (PyObject *)self, self->bytes, self->len, 0, flags);
-}
-
-static PyBufferProcs window_buffer = {.bf_getbuffer = (getbufferproc)window_getbuffer};
-
-static void window_dealloc(Window *self)
-{
-    free(self->bytes - HEADROOM);
-    PyObject_Free(self);
-}
-
-PyTypeObject Window_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Window",
-    .tp_basicsize = sizeof(Window),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Memory that is lent to a transport for one read.",
-    .tp_dealloc = (destructor)window_dealloc,
-    .tp_as_buffer = &window_buffer,
-};
-
-static Window *window_new(size_t len)
+/* What one read brings, with the room around it that relaying in place needs. */
+static char *room_for(size_t len)
 {
     char *bytes = calloc(1, HEADROOM + len + TAILROOM);
-    if (bytes == NULL)
-        return (Window *)PyErr_NoMemory();
-    Window *w = PyObject_New(Window, &Window_Type);
-    if (w == NULL) {
-        free(bytes);
-        return NULL;
-    }
-    w->bytes = bytes + HEADROOM;
-    w->len = (Py_ssize_t)len;
-    return w;
+    return bytes == NULL ? NULL : bytes + HEADROOM;
+}
+
+static void free_room(char *bytes)
+{
+    if (bytes != NULL)
+        free(bytes - HEADROOM);
 }
 
 /* ---- Core --------------------------------------------------------------------------------------------------------- */
@@ -222,6 +196,7 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     core->page_object = Py_NewRef(page);
     core->page = cells;
     core->access_log = true;
+    core->epoll = -1;
     core->output.max = 1u << 20;
     wheel_init(&core->wheel, asc_now());
     struct {
@@ -237,16 +212,18 @@ static PyObject *core_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!limits_from(&core->limits, limits) || !find_exempt(core, trusted) || !make_peers(core))
         goto failed;
     find_trips(core);
-    core->down_window = window_new(DOWN_READ);
-    core->up_window = window_new(UP_READ);
-    core->cipher_window = window_new(UP_READ);
+    if (!loop_open(core))
+        goto failed;
+    core->down_bytes = room_for(DOWN_READ);
+    core->up_bytes = room_for(UP_READ);
+    core->cipher_bytes = room_for(UP_READ);
     core->plain = malloc(DOWN_READ);
     core->heads = malloc(HEADS_MAX);
     core->transmit = malloc(UP_READ);
     core->log = malloc(LOG_MAX);
     core->sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
     core->digest = EVP_MD_CTX_new();
-    if (core->down_window == NULL || core->up_window == NULL || core->cipher_window == NULL || core->plain == NULL ||
+    if (core->down_bytes == NULL || core->up_bytes == NULL || core->cipher_bytes == NULL || core->plain == NULL ||
         core->heads == NULL || core->transmit == NULL || core->log == NULL || core->sha256 == NULL || core->digest == NULL) {
         if (!PyErr_Occurred())
             PyErr_NoMemory();
@@ -271,9 +248,10 @@ static void core_dealloc(Core *core)
     Py_XDECREF(core->on_response);
     Py_XDECREF(core->on_settle);
     Py_XDECREF(core->page_object);
-    Py_XDECREF(core->down_window);
-    Py_XDECREF(core->up_window);
-    Py_XDECREF(core->cipher_window);
+    free_room(core->down_bytes);
+    free_room(core->up_bytes);
+    free_room(core->cipher_bytes);
+    loop_free(core);
     peers_free(core->peers);
     free(core->exempt);
     free(core->plain);
@@ -297,88 +275,19 @@ static void core_dealloc(Core *core)
     Py_TYPE(core)->tp_free((PyObject *)core);
 }
 
-/* ---- protocol factories ------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    PyObject_HEAD
-    Core *core;
-    Listener *listener; /* downstream */
-    int endpoint;       /* upstream */
-    PyObject *tls, *server_name, *ready;
-} Factory;
-
-static PyObject *factory_call(Factory *f, PyObject *args, PyObject *kwargs)
-{
-    if (PyTuple_GET_SIZE(args) != 0 || kwargs != NULL) {
-        PyErr_SetString(PyExc_TypeError, "a protocol factory takes no arguments");
-        return NULL;
-    }
-    if (f->listener != NULL)
-        return downstream_new(f->core, f->listener);
-    return upstream_new(f->core, f->endpoint, f->tls, f->server_name, f->ready);
-}
-
-static void factory_dealloc(Factory *f)
-{
-    Py_XDECREF(f->core);
-    Py_XDECREF(f->listener);
-    Py_XDECREF(f->tls);
-    Py_XDECREF(f->server_name);
-    Py_XDECREF(f->ready);
-    PyObject_Free(f);
-}
-
-static PyTypeObject Factory_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Factory",
-    .tp_basicsize = sizeof(Factory),
-    .tp_flags = Py_TPFLAGS_DEFAULT,
-    .tp_doc = "Makes the protocol of a new connection.",
-    .tp_dealloc = (destructor)factory_dealloc,
-    .tp_call = (ternaryfunc)factory_call,
-};
-
-static Factory *factory_new(Core *core)
-{
-    if (PyType_Ready(&Factory_Type) < 0)
-        return NULL;
-    Factory *f = PyObject_New(Factory, &Factory_Type);
-    if (f == NULL)
-        return NULL;
-    memset((char *)f + sizeof(PyObject), 0, sizeof *f - sizeof(PyObject));
-    f->core = (Core *)Py_NewRef(core);
-    return f;
-}
-
-static PyObject *core_listen(Core *core, PyObject *listener)
-{
-    if (!Py_IS_TYPE(listener, &Listener_Type)) {
-        PyErr_SetString(PyExc_TypeError, "listen(Listener)");
-        return NULL;
-    }
-    Factory *f = factory_new(core);
-    if (f != NULL)
-        f->listener = (Listener *)Py_NewRef(listener);
-    return (PyObject *)f;
-}
+/* ---- connections -------------------------------------------------------------------------------------------------- */
 
 static PyObject *core_connect(Core *core, PyObject *args)
 {
-    int endpoint;
+    int fd, endpoint;
     PyObject *tls, *server_name, *ready;
-    if (!PyArg_ParseTuple(args, "iOUO", &endpoint, &tls, &server_name, &ready))
+    if (!PyArg_ParseTuple(args, "iiOUO", &fd, &endpoint, &tls, &server_name, &ready))
         return NULL;
     if (tls != Py_None && (asc_tls_context(tls) == NULL || asc_tls_is_server(tls))) {
         PyErr_SetString(PyExc_TypeError, "tls is a client's TlsContext or None");
         return NULL;
     }
-    Factory *f = factory_new(core);
-    if (f == NULL)
-        return NULL;
-    f->endpoint = endpoint;
-    f->tls = Py_NewRef(tls);
-    f->server_name = Py_NewRef(server_name);
-    f->ready = Py_NewRef(ready);
-    return (PyObject *)f;
+    return up_open(core, fd, endpoint, tls, server_name, ready);
 }
 
 /* ---- time --------------------------------------------------------------------------------------------------------- */
@@ -386,6 +295,8 @@ static PyObject *core_connect(Core *core, PyObject *args)
 static void cut_drained(Core *core, Downstream *d, uint64_t now)
 {
     Stream *s = d->stream;
+    if (s == NULL)
+        return;
     bool stream = s->json_done && s->json.stream == 1;
     if (now >= (stream ? core->drain_stream_ns : core->drain_unary_ns)) {
         stream_cut(s, END_DRAINING);
@@ -400,18 +311,21 @@ static PyObject *core_tick(Core *core, PyObject *argument)
     wheel_timer *timer;
     while ((timer = wheel_due(&core->wheel, now)) != NULL) {
         PyObject *owner = timer->owner;
-        if (Py_IS_TYPE(owner, &Downstream_Type))
+        Conn *c = timer->owner;
+        if (c->lost)
+            continue;
+        if (c->fd < 0)
+            conn_due(c);
+        else if (Py_IS_TYPE(owner, &Downstream_Type))
             down_due((Downstream *)owner, now);
         else
             up_due((Upstream *)owner, now);
     }
-    for (Downstream *d = core->downs, *next; d != NULL; d = next) {
+    loop_wake_acceptors(core);
+    for (Downstream *d = core->draining ? core->downs : NULL, *next; d != NULL; d = next) {
         Py_INCREF(d);
-        if (d->conn.read_paused)
-            down_probe(d, now);
-        if (core->draining && d->stream != NULL)
-            cut_drained(core, d, now);
-        next = d->next; /* connection_lost comes from the loop, never from inside these calls */
+        cut_drained(core, d, now);
+        next = d->next; /* connections are let go at the end of a turn, never inside these calls */
         Py_DECREF(d);
     }
     const asc_page *page = core->page;
@@ -512,7 +426,9 @@ static PyGetSetDef core_getset[] = {
 };
 
 static PyMethodDef core_methods[] = {
-    {"listen", (PyCFunction)core_listen, METH_O, NULL},
+    {"attach", (PyCFunction)loop_attach, METH_O, NULL},
+    {"detach", (PyCFunction)loop_detach, METH_NOARGS, NULL},
+    {"listen", (PyCFunction)loop_listen, METH_VARARGS, NULL},
     {"connect", (PyCFunction)core_connect, METH_VARARGS, NULL},
     {"tick", (PyCFunction)core_tick, METH_O, NULL},
     {"drain", (PyCFunction)core_drain, METH_VARARGS, NULL},

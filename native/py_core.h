@@ -4,10 +4,10 @@
  *                          ^                               |
  *                          +---- relay (py_upstream.c) <---+-- forward -> Upstream
  *
- * Everything runs on the worker's event-loop thread. A connection is its transport's protocol, so the transport keeps it
- * alive; it drops its own reference to the transport in connection_lost. A Stream is owned by its Downstream until it
- * is settled. None of these types takes part in cyclic garbage collection: every cycle is cut at settle or at
- * connection_lost, and an object that is never visited costs the collector nothing.
+ * Everything runs on the worker's event-loop thread, in turns (py_loop.c). A connection is kept alive by its core from
+ * the moment its descriptor is registered to the end of the turn in which it is closed. A Stream is owned by its
+ * Downstream until it is settled. None of these types takes part in cyclic garbage collection: every cycle is cut at
+ * settle or when the connection is let go, and an object that is never visited costs the collector nothing.
  */
 #ifndef ASC_PY_CORE_H
 #define ASC_PY_CORE_H
@@ -60,6 +60,8 @@ typedef struct Plan Plan;
 typedef struct Stream Stream;
 typedef struct Downstream Downstream;
 typedef struct Upstream Upstream;
+typedef struct Conn Conn;
+typedef struct Acceptor Acceptor;
 
 /* Limits by the names of ascproxy.model.node.Limits, milliseconds made nanoseconds. */
 typedef struct {
@@ -86,13 +88,6 @@ typedef struct {
     size_t off, len, cap; /* bytes[off .. off+len) are in use */
 } asc_buffer;
 
-/* A read window that is lent to the transport for one read. */
-typedef struct {
-    PyObject_HEAD
-    char *bytes;
-    Py_ssize_t len;
-} Window;
-
 struct Core {
     PyObject_HEAD
     PyObject *on_head, *on_request, *on_reject, *on_response, *on_settle; /* bound methods of the walk */
@@ -104,7 +99,12 @@ struct Core {
     asc_network *exempt;         /* from the caps per address: loopback and trusted_peers */
     uint32_t n_exempt;
     uint8_t overload;            /* enum overload */
-    Window *down_window, *up_window, *cipher_window;
+    int epoll;           /* of every descriptor of the data path, and of the event loop's own */
+    struct asc_loop *loop; /* NULL while not attached: py_loop.c */
+    Conn *ready;         /* connections with something left to read, read again in the next turn */
+    Conn *lost;          /* closed ones, let go at the end of the turn */
+    Acceptor *acceptors;
+    char *down_bytes, *up_bytes, *cipher_bytes; /* what one read brings; HEADROOM before, TAILROOM behind */
     char *plain;         /* decrypted client bytes, DOWN_READ */
     char *heads;         /* heads under construction, HEADS_MAX */
     char *transmit;      /* what is joined for one TLS record, UP_READ */
@@ -156,23 +156,33 @@ struct Plan {
     uint32_t block;
 };
 
-/* What both kinds of connection share: a transport, a descriptor, perhaps TLS. */
-typedef struct {
+/* What both kinds of connection share: a descriptor, perhaps TLS, and what the socket did not take. */
+struct Conn {
     PyObject_HEAD
     Core *core;
-    PyObject *transport; /* NULL before connection_made and after connection_lost */
-    int fd;              /* -1 as soon as we close: the number may be anybody's then */
+    int fd;              /* -1 as soon as we close: from then on nothing is read, and nothing more is sent */
+    int socket;          /* the descriptor itself; -1 once it is let go */
     tls_conn *tls;
     wheel_timer timer;
+    asc_buffer out;      /* leaves before anything else */
+    Conn *next_ready, *prev_ready, *next_lost;
     uint8_t kind;        /* what the timer means: enum of the connection's file, 0 nothing */
-    bool write_paused;   /* the transport holds bytes of ours: nothing may be sent past it */
+    bool write_paused;   /* `out` is not empty */
     bool read_paused;
-} Conn;
+    bool readable;       /* the kernel may hold bytes of which no further event tells */
+    bool hung_up;        /* the peer sends no more, or is gone: read up to the end */
+    bool queued;         /* in core->ready */
+    bool closing;        /* closed by us: `out` may still leave */
+    bool lost;           /* in core->lost */
+    bool broken;         /* reading failed */
+    bool end_later;      /* tell the peer of our end once `out` has left */
+    size_t out_mark;     /* while closing: of `out`, when it was looked at last */
+};
 
 struct Downstream {
     Conn conn;
     Listener *listener;
-    Downstream *next, *prev;
+    Downstream *next, *prev; /* of core->downs */
     Stream *stream;       /* the exchange under way; owned */
     asc_buffer pending;   /* a partial head, or requests that came early */
     size_t seen;          /* bytes of pending that were no complete head */
@@ -278,20 +288,24 @@ struct Stream {
     size_t head_out; /* bytes of core->heads that go before the first byte of the answer */
 };
 
-extern PyTypeObject Core_Type, Listener_Type, Plan_Type, Names_Type, Stream_Type, Downstream_Type, Upstream_Type, Window_Type;
+extern PyTypeObject Core_Type, Listener_Type, Plan_Type, Names_Type, Stream_Type, Downstream_Type, Upstream_Type, Acceptor_Type;
 
 /* py_conn.c */
 uint64_t asc_now(void);
 bool buffer_append(asc_buffer *b, const char *bytes, size_t len, size_t headroom);
 void buffer_free(asc_buffer *b);
-bool conn_made(Conn *c, PyObject *transport);
+bool conn_open(Conn *c, int fd); /* false, with an exception: the descriptor is still the caller's */
+void conn_event(Conn *c, uint32_t events);
+void conn_read(Conn *c);
+void conn_let_go(Conn *c);
+void conn_end(Conn *c); /* no more from us */
+void conn_due(Conn *c);
 int conn_send(Conn *c, struct iovec *iov, int n); /* all of it leaves or is queued; -1: the connection is going down */
 int conn_flush(Conn *c);
 void conn_close(Conn *c);
 void conn_abort(Conn *c);
 void conn_pause_reading(Conn *c);
 void conn_resume_reading(Conn *c);
-void conn_lost(Conn *c);
 static inline void conn_deadline(Conn *c, uint8_t kind, uint64_t at_ns)
 {
     c->kind = kind;
@@ -337,13 +351,19 @@ static inline enum asc_limit chunk_limit(const chunk_decoder *decoder)
 }
 
 /* py_downstream.c */
-PyObject *downstream_new(Core *core, Listener *listener);
+struct sockaddr_storage;
+void down_accept(Core *core, Listener *listener, int fd, const struct sockaddr_storage *peer);
+void down_read(Downstream *d, char *bytes, size_t len);
+void down_end(Downstream *d);    /* the client sends no more */
+void down_blocked(Downstream *d); /* the socket takes no more */
+void down_drained(Downstream *d); /* it took everything */
+void down_lost(Downstream *d);
 void down_run(Downstream *d, char *bytes, size_t len);
 void down_settled(Downstream *d);
 void down_cut(Downstream *d, bool reset);
 void down_due(Downstream *d, uint64_t now);
 void down_draining(Downstream *d, uint64_t now); /* the drain begins */
-void down_probe(Downstream *d, uint64_t now);
+void down_vanished(Downstream *d); /* the client has gone while its bytes wait */
 
 /* py_request.c */
 Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head);
@@ -390,7 +410,11 @@ void stream_ended(Stream *s, const char *outcome);
 void stream_flushed(Stream *s);
 
 /* py_upstream.c */
-PyObject *upstream_new(Core *core, int endpoint, PyObject *tls, PyObject *server_name, PyObject *ready);
+PyObject *up_open(Core *core, int fd, int endpoint, PyObject *tls, PyObject *server_name, PyObject *ready);
+void up_read(Upstream *u, char *bytes, size_t len);
+void up_end(Upstream *u);
+void up_drained(Upstream *u);
+void up_lost(Upstream *u);
 void up_send_rest(Upstream *u);
 void up_release(Stream *s);                 /* the exchange no longer needs it: closed unless reusable */
 void up_due(Upstream *u, uint64_t now);
@@ -404,6 +428,17 @@ uint64_t core_random(Core *core);
 PyObject *core_text(Core *core, const char *bytes, size_t len);
 Stream *core_take_stream(Core *core);
 void core_put_stream(Core *core, Stream *s);
+
+/* py_loop.c */
+bool loop_open(Core *core);
+void loop_free(Core *core);
+bool loop_watch(Core *core, int fd, void *owner, uint32_t events);
+void loop_wake_acceptors(Core *core);
+void loop_read_again(Conn *c);
+void loop_forget(Conn *c);
+PyObject *loop_attach(Core *core, PyObject *loop);
+PyObject *loop_detach(Core *core, PyObject *unused);
+PyObject *loop_listen(Core *core, PyObject *args);
 
 /* py_plan.c */
 const asc_names *names_of(PyObject *names);

@@ -1,8 +1,8 @@
-/* A client's connection: an asyncio BufferedProtocol that turns bytes into exchanges, one at a time and in order.
+/* A client's connection: it turns bytes into exchanges, one at a time and in order.
  *
  * While an exchange is under way the connection keeps reading, so that a FIN is seen at once; what a client sends early
- * waits in `pending` up to PIPELINE_MAX, then reading pauses and the tick probes the socket instead (a FIN behind a
- * paused read is invisible).
+ * waits in `pending` up to PIPELINE_MAX, then reading pauses. A client that leaves meanwhile is told by the event of its
+ * socket (EPOLLRDHUP).
  */
 #include "py_core.h"
 
@@ -14,21 +14,22 @@
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 #include <linux/sockios.h>
 
 enum down_deadline { DOWN_NONE, DOWN_HANDSHAKE, DOWN_HEADER, DOWN_BODY, DOWN_IDLE, DOWN_STALL, DOWN_LINGER };
 
-PyObject *downstream_new(Core *core, Listener *listener)
+static Downstream *downstream_new(Core *core, Listener *listener)
 {
     Downstream *d = PyObject_New(Downstream, &Downstream_Type);
     if (d == NULL)
         return NULL;
     memset((char *)d + sizeof(PyObject), 0, sizeof *d - sizeof(PyObject));
     d->conn.core = (Core *)Py_NewRef(core);
-    d->conn.fd = -1;
+    d->conn.fd = d->conn.socket = -1;
     d->conn.timer.owner = d;
     d->listener = (Listener *)Py_NewRef(listener);
-    return (PyObject *)d;
+    return d;
 }
 
 static void down_dealloc(Downstream *d)
@@ -40,9 +41,9 @@ static void down_dealloc(Downstream *d)
         d->stream->down = NULL;
         Py_DECREF(d->stream);
     }
-    Py_XDECREF(d->conn.transport);
     Py_XDECREF(d->listener);
     buffer_free(&d->pending);
+    buffer_free(&d->conn.out);
     Py_DECREF(d->conn.core);
     PyObject_Free(d);
 }
@@ -92,13 +93,7 @@ static void down_close(Downstream *d)
     }
     if (c->fd < 0)
         return;
-    PyObject *done = PyObject_CallMethod(c->transport, "write_eof", NULL);
-    if (done == NULL) {
-        PyErr_Clear();
-        conn_abort(c);
-        return;
-    }
-    Py_DECREF(done);
+    conn_end(c);
     conn_resume_reading(c);
     conn_deadline(c, DOWN_LINGER, asc_now() + LINGER_NS);
 }
@@ -314,19 +309,12 @@ void down_settled(Downstream *d)
 
 /* ---- deadlines ---------------------------------------------------------------------------------------------------- */
 
-/* A number that changes whenever the client takes something: bytes in the transport plus bytes in the kernel. */
+/* A number that changes whenever the client takes something: bytes that wait here plus bytes in the kernel. */
 static uint64_t backlog(Downstream *d)
 {
     int kernel = 0;
     (void)ioctl(d->conn.fd, SIOCOUTQ, &kernel);
-    uint64_t held = 0;
-    PyObject *size = PyObject_CallMethod(d->conn.transport, "get_write_buffer_size", NULL);
-    if (size != NULL) {
-        held = PyLong_AsUnsignedLongLong(size);
-        Py_DECREF(size);
-    }
-    PyErr_Clear();
-    return held + (uint64_t)kernel;
+    return d->conn.out.len + (uint64_t)kernel;
 }
 
 static void body_due(Downstream *d, uint64_t now)
@@ -406,40 +394,30 @@ void down_due(Downstream *d, uint64_t now)
     Py_DECREF(d);
 }
 
-/* Reading is paused: has the client gone meanwhile? */
-void down_probe(Downstream *d, uint64_t now)
+void down_vanished(Downstream *d)
 {
-    (void)now;
-    struct tcp_info info;
-    socklen_t len = sizeof info;
-    if (d->conn.fd < 0 || getsockopt(d->conn.fd, IPPROTO_TCP, TCP_INFO, &info, &len) != 0)
-        return; /* a Unix socket: the transport's own writes find out */
-    if (info.tcpi_state != TCP_ESTABLISHED) {
-        down_cut(d, false);
-        if (d->stream != NULL)
-            stream_gone(d->stream, "client_gone");
-    }
+    Py_INCREF(d);
+    down_cut(d, false);
+    if (d->stream != NULL)
+        stream_gone(d->stream, "client_gone");
+    Py_DECREF(d);
 }
 
-/* ---- the protocol ------------------------------------------------------------------------------------------------- */
+/* ---- coming and going --------------------------------------------------------------------------------------------- */
 
-/* Write the peer down; `address` gets it as 16 bytes. False where there is none: a Unix socket, or one that is gone. */
-static bool name_peer(Downstream *d, uint8_t address[16])
+/* Write the peer down; `address` gets it as 16 bytes. False where there is none: a Unix socket. */
+static bool name_peer(Downstream *d, const struct sockaddr_storage *name, uint8_t address[16])
 {
-    struct sockaddr_storage name;
-    socklen_t len = sizeof name;
     char host[INET6_ADDRSTRLEN] = "";
-    if (getpeername(d->conn.fd, (struct sockaddr *)&name, &len) != 0)
-        return false;
-    if (name.ss_family == AF_INET) {
-        struct sockaddr_in *v4 = (struct sockaddr_in *)&name;
+    if (name->ss_family == AF_INET) {
+        const struct sockaddr_in *v4 = (const struct sockaddr_in *)name;
         memset(address, 0, 10);
         memset(address + 10, 0xff, 2);
         memcpy(address + 12, &v4->sin_addr, 4);
         inet_ntop(AF_INET, &v4->sin_addr, host, sizeof host);
         snprintf(d->peer, sizeof d->peer, "%s:%u", host, ntohs(v4->sin_port));
-    } else if (name.ss_family == AF_INET6) {
-        struct sockaddr_in6 *v6 = (struct sockaddr_in6 *)&name;
+    } else if (name->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)name;
         memcpy(address, &v6->sin6_addr, 16);
         inet_ntop(AF_INET6, &v6->sin6_addr, host, sizeof host);
         snprintf(d->peer, sizeof d->peer, "[%s]:%u", host, ntohs(v6->sin6_port));
@@ -451,11 +429,11 @@ static bool name_peer(Downstream *d, uint8_t address[16])
 }
 
 /* Which limit keeps this connection out, LIMIT_NONE when it may stay. */
-static enum asc_limit admit(Downstream *d)
+static enum asc_limit admit(Downstream *d, const struct sockaddr_storage *peer)
 {
     Core *core = d->conn.core;
     uint8_t address[16];
-    bool counted = name_peer(d, address);
+    bool counted = name_peer(d, peer, address);
     if (core->n_downs > core->limits.max_connections)
         return LIMIT_MAX_CONNECTIONS;
     for (uint32_t i = 0; counted && i < core->n_exempt; i++)
@@ -475,25 +453,22 @@ static enum asc_limit admit(Downstream *d)
     }
 }
 
-static PyObject *down_connection_made(Downstream *d, PyObject *transport)
+void down_accept(Core *core, Listener *listener, int fd, const struct sockaddr_storage *peer)
 {
-    Core *core = d->conn.core;
-    if (!conn_made(&d->conn, transport)) {
+    Downstream *d = downstream_new(core, listener);
+    if (d == NULL || !conn_open(&d->conn, fd)) {
         PyErr_Clear();
-        PyObject *done = PyObject_CallMethod(transport, "abort", NULL);
-        if (done == NULL)
-            return NULL;
-        Py_DECREF(done);
-        Py_RETURN_NONE;
+        Py_XDECREF(d);
+        (void)close(fd);
+        return;
     }
     d->next = core->downs;
-    d->prev = NULL;
     if (core->downs != NULL)
         core->downs->prev = d;
     core->downs = d;
     core->n_downs++;
     page_add(core->page, PAGE_CELL_ACCEPTED, 1);
-    enum asc_limit over = admit(d);
+    enum asc_limit over = admit(d, peer);
     d->opened_ns = asc_now();
     /* +-10 %: connections that were opened together do not all end together */
     uint64_t age = d->listener->limits.connection_age;
@@ -512,43 +487,31 @@ static PyObject *down_connection_made(Downstream *d, PyObject *transport)
         /* the head deadline runs from the first byte; until then the connection is idle */
         idle_deadline(d, d->opened_ns);
     }
-    Py_RETURN_NONE;
+    Py_DECREF(d); /* from here on it is the core's */
 }
 
-static PyObject *down_connection_lost(Downstream *d, PyObject *reason)
+void down_lost(Downstream *d)
 {
-    (void)reason;
     Core *core = d->conn.core;
-    Py_INCREF(d);
     if (d->stream != NULL)
         stream_gone(d->stream, "client_gone");
-    if (d->conn.transport != NULL) {
-        if (d->prev != NULL)
-            d->prev->next = d->next;
-        else
-            core->downs = d->next;
-        if (d->next != NULL)
-            d->next->prev = d->prev;
-        core->n_downs--;
-        if (d->conn.write_paused)
-            core->n_paused--;
-        if (d->address != NULL)
-            peers_leave(core->peers, d->address);
-        d->address = NULL;
-    }
-    conn_lost(&d->conn);
+    if (d->prev != NULL)
+        d->prev->next = d->next;
+    else
+        core->downs = d->next;
+    if (d->next != NULL)
+        d->next->prev = d->prev;
+    core->n_downs--;
+    if (d->conn.write_paused)
+        core->n_paused--;
+    if (d->address != NULL)
+        peers_leave(core->peers, d->address);
+    d->address = NULL;
     buffer_free(&d->pending);
-    Py_DECREF(d);
-    Py_RETURN_NONE;
 }
 
-static PyObject *down_get_buffer(Downstream *d, PyObject *hint)
-{
-    (void)hint;
-    return Py_NewRef(d->conn.core->down_window);
-}
-
-static void down_departed(Downstream *d)
+/* The client sends no more. */
+void down_end(Downstream *d)
 {
     Stream *s = d->stream;
     d->eof = true;
@@ -580,7 +543,7 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
         } else if (got == TLS_WANT) {
             break;
         } else if (got == TLS_CLOSED) {
-            down_departed(d);
+            down_end(d);
             break;
         } else {
             if (!tls_established(c->tls))
@@ -596,84 +559,46 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
     }
 }
 
-static PyObject *down_buffer_updated(Downstream *d, PyObject *count)
+void down_read(Downstream *d, char *bytes, size_t len)
 {
-    Py_ssize_t n = PyLong_AsSsize_t(count);
-    if (n < 0 || n > (Py_ssize_t)DOWN_READ) {
-        PyErr_SetString(PyExc_ValueError, "buffer_updated: not a count of the buffer");
-        return NULL;
-    }
-    Core *core = d->conn.core;
-    Py_INCREF(d);
-    if (d->conn.fd >= 0 && n > 0 && d->conn.kind != DOWN_LINGER) {
-        if (d->conn.tls != NULL)
-            down_decrypt(d, core->down_window->bytes, (size_t)n);
-        else
-            down_run(d, core->down_window->bytes, (size_t)n);
-    }
-    Py_DECREF(d);
-    Py_RETURN_NONE;
+    if (d->conn.kind == DOWN_LINGER)
+        return;
+    if (d->conn.tls != NULL)
+        down_decrypt(d, bytes, len);
+    else
+        down_run(d, bytes, len);
 }
 
-static PyObject *down_eof_received(Downstream *d, PyObject *unused)
+void down_blocked(Downstream *d)
 {
-    (void)unused;
-    Py_INCREF(d);
-    down_departed(d);
-    bool keep = d->stream != NULL && d->conn.fd >= 0;
-    Py_DECREF(d);
-    return PyBool_FromLong(keep);
-}
-
-static PyObject *down_pause_writing(Downstream *d, PyObject *unused)
-{
-    (void)unused;
     Conn *c = &d->conn;
-    if (!c->write_paused) {
-        c->write_paused = true;
-        c->core->n_paused++;
-        d->stall_ns = asc_now();
-        d->stall_mark = UINT64_MAX;
-        if (c->kind != DOWN_LINGER && c->kind != DOWN_HANDSHAKE)
-            conn_deadline(c, DOWN_STALL, d->stall_ns + PROGRESS_NS);
-        if (d->stream != NULL && d->stream->up != NULL && d->stream->phase == PHASE_RELAY)
-            conn_pause_reading(&d->stream->up->conn);
-    }
-    Py_RETURN_NONE;
+    c->write_paused = true;
+    c->core->n_paused++;
+    d->stall_ns = asc_now();
+    d->stall_mark = UINT64_MAX;
+    if (c->kind != DOWN_LINGER && c->kind != DOWN_HANDSHAKE)
+        conn_deadline(c, DOWN_STALL, d->stall_ns + PROGRESS_NS);
+    if (d->stream != NULL && d->stream->up != NULL && d->stream->phase == PHASE_RELAY)
+        conn_pause_reading(&d->stream->up->conn);
 }
 
-static PyObject *down_resume_writing(Downstream *d, PyObject *unused)
+void down_drained(Downstream *d)
 {
-    (void)unused;
     Conn *c = &d->conn;
-    Py_INCREF(d);
-    if (c->write_paused) {
-        c->write_paused = false;
-        c->core->n_paused--;
-        if (c->kind == DOWN_STALL)
-            c->kind = DOWN_NONE;
-        Stream *s = d->stream;
-        if (s != NULL && s->phase == PHASE_FLUSH)
-            stream_flushed(s);
-        else if (s != NULL && s->up != NULL)
-            conn_resume_reading(&s->up->conn);
-        else if (s == NULL && c->fd >= 0)
-            down_settled(d);
-    }
-    Py_DECREF(d);
-    Py_RETURN_NONE;
+    if (!c->write_paused)
+        return;
+    c->write_paused = false;
+    c->core->n_paused--;
+    if (c->kind == DOWN_STALL)
+        c->kind = DOWN_NONE;
+    Stream *s = d->stream;
+    if (s != NULL && s->phase == PHASE_FLUSH)
+        stream_flushed(s);
+    else if (s != NULL && s->up != NULL)
+        conn_resume_reading(&s->up->conn);
+    else if (s == NULL && c->fd >= 0)
+        down_settled(d);
 }
-
-static PyMethodDef down_methods[] = {
-    {"connection_made", (PyCFunction)down_connection_made, METH_O, NULL},
-    {"connection_lost", (PyCFunction)down_connection_lost, METH_O, NULL},
-    {"get_buffer", (PyCFunction)down_get_buffer, METH_O, NULL},
-    {"buffer_updated", (PyCFunction)down_buffer_updated, METH_O, NULL},
-    {"eof_received", (PyCFunction)down_eof_received, METH_NOARGS, NULL},
-    {"pause_writing", (PyCFunction)down_pause_writing, METH_NOARGS, NULL},
-    {"resume_writing", (PyCFunction)down_resume_writing, METH_NOARGS, NULL},
-    {NULL, NULL, 0, NULL},
-};
 
 PyTypeObject Downstream_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Downstream",
@@ -681,5 +606,4 @@ PyTypeObject Downstream_Type = {
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "A client's connection.",
     .tp_dealloc = (destructor)down_dealloc,
-    .tp_methods = down_methods,
 };

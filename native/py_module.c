@@ -59,7 +59,7 @@ static int add_constants(PyObject *module)
 static int exec_module(PyObject *module)
 {
     PyTypeObject *types[] = {&Core_Type, &Listener_Type, &Plan_Type, &Names_Type, &Stream_Type, &Upstream_Type};
-    if (PyType_Ready(&Downstream_Type) < 0 || PyType_Ready(&Window_Type) < 0)
+    if (PyType_Ready(&Downstream_Type) < 0 || PyType_Ready(&Acceptor_Type) < 0)
         return -1;
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (PyModule_AddType(module, types[i]) < 0)

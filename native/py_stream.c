@@ -190,8 +190,7 @@ static void settle(Stream *s)
     core->n_in_flight--;
     if (d != NULL && d->stream == s) {
         d->stream = NULL;
-        if (d->conn.transport != NULL)
-            down_settled(d);
+        down_settled(d);
         Py_DECREF(s); /* the connection's reference */
     }
 }

@@ -1,4 +1,4 @@
-/* A connection to an endpoint: an asyncio BufferedProtocol that carries one exchange at a time.
+/* A connection to an endpoint, which carries one exchange at a time.
  *
  * Between exchanges it belongs to a pool and goes on reading, so that a server's FIN is seen. After anything unexpected,
  * a byte too many or a head that two parsers could read differently, it is not used again (LIMITS 2).
@@ -9,20 +9,20 @@
 
 enum up_deadline_kind { UP_NONE, UP_ANSWER };
 
-PyObject *upstream_new(Core *core, int endpoint, PyObject *tls, PyObject *server_name, PyObject *ready)
+static Upstream *upstream_new(Core *core, int endpoint, PyObject *tls, PyObject *server_name, PyObject *ready)
 {
     Upstream *u = PyObject_New(Upstream, &Upstream_Type);
     if (u == NULL)
         return NULL;
     memset((char *)u + sizeof(PyObject), 0, sizeof *u - sizeof(PyObject));
     u->conn.core = (Core *)Py_NewRef(core);
-    u->conn.fd = -1;
+    u->conn.fd = u->conn.socket = -1;
     u->conn.timer.owner = u;
     u->endpoint = endpoint;
     u->tls_context = tls == Py_None ? NULL : Py_NewRef(tls);
     u->server_name = Py_NewRef(server_name);
     u->ready_callback = Py_NewRef(ready);
-    return (PyObject *)u;
+    return u;
 }
 
 static void up_dealloc(Upstream *u)
@@ -30,12 +30,12 @@ static void up_dealloc(Upstream *u)
     wheel_set(&u->conn.core->wheel, &u->conn.timer, 0);
     if (u->conn.tls != NULL)
         tls_free(u->conn.tls);
-    Py_XDECREF(u->conn.transport);
     Py_XDECREF(u->ready_callback);
     Py_XDECREF(u->pool);
     Py_XDECREF(u->server_name);
     Py_XDECREF(u->tls_context);
     buffer_free(&u->partial);
+    buffer_free(&u->conn.out);
     Py_DECREF(u->conn.core);
     PyObject_Free(u);
 }
@@ -321,7 +321,7 @@ static void up_decrypt(Upstream *u, const char *bytes, size_t len)
     Core *core = c->core;
     tls_input(c->tls, bytes, len);
     while (c->tls != NULL && c->fd >= 0) {
-        int got = tls_read(c->tls, core->up_window->bytes, UP_READ);
+        int got = tls_read(c->tls, core->up_bytes, UP_READ);
         (void)conn_flush(c);
         if (u->state == UP_HANDSHAKE && tls_established(c->tls)) {
             u->state = UP_READY;
@@ -330,7 +330,7 @@ static void up_decrypt(Upstream *u, const char *bytes, size_t len)
         }
         if (got > 0) {
             bool drained = tls_drained(c->tls);
-            up_input(u, core->up_window->bytes, (size_t)got);
+            up_input(u, core->up_bytes, (size_t)got);
             if (drained)
                 return;
         } else if (got == TLS_WANT) {
@@ -350,19 +350,14 @@ static void up_decrypt(Upstream *u, const char *bytes, size_t len)
     }
 }
 
-/* ---- the protocol ------------------------------------------------------------------------------------------------- */
+/* ---- coming and going --------------------------------------------------------------------------------------------- */
 
-static PyObject *up_connection_made(Upstream *u, PyObject *transport)
+PyObject *up_open(Core *core, int fd, int endpoint, PyObject *tls, PyObject *server_name, PyObject *ready)
 {
-    Core *core = u->conn.core;
-    if (!conn_made(&u->conn, transport)) {
-        PyErr_Clear();
-        tell_ready(u, "the transport has no socket");
-        PyObject *done = PyObject_CallMethod(transport, "abort", NULL);
-        if (done == NULL)
-            return NULL;
-        Py_DECREF(done);
-        Py_RETURN_NONE;
+    Upstream *u = upstream_new(core, endpoint, tls, server_name, ready);
+    if (u == NULL || !conn_open(&u->conn, fd)) {
+        Py_XDECREF(u);
+        return NULL;
     }
     page_add(core->page, PAGE_CELL_UPSTREAM_OPENED, 1);
     u->idle_since_ns = asc_now();
@@ -370,7 +365,7 @@ static PyObject *up_connection_made(Upstream *u, PyObject *transport)
         u->state = UP_READY;
         core->n_idle++;
         tell_ready(u, "");
-        Py_RETURN_NONE;
+        return (PyObject *)u;
     }
     u->state = UP_HANDSHAKE;
     const char *name = PyUnicode_AsUTF8(u->server_name);
@@ -381,7 +376,7 @@ static PyObject *up_connection_made(Upstream *u, PyObject *transport)
     if (u->conn.tls == NULL) {
         tell_ready(u, "out of memory, or a server name that TLS cannot verify");
         conn_abort(&u->conn);
-        Py_RETURN_NONE;
+        return (PyObject *)u;
     }
     int result = tls_handshake(u->conn.tls);
     (void)conn_flush(&u->conn);
@@ -389,74 +384,39 @@ static PyObject *up_connection_made(Upstream *u, PyObject *transport)
         tell_ready(u, tls_error(u->conn.tls));
         conn_abort(&u->conn);
     }
-    Py_RETURN_NONE;
+    return (PyObject *)u;
 }
 
-static PyObject *up_connection_lost(Upstream *u, PyObject *reason)
+void up_lost(Upstream *u)
 {
-    Py_INCREF(u);
     tell_ready(u, "the server closed the connection");
     if (u->state != UP_CLOSED || u->stream != NULL)
-        up_ended(u, reason == Py_None ? "closed" : "reset");
-    conn_lost(&u->conn);
+        up_ended(u, u->conn.broken ? "reset" : "closed");
     buffer_free(&u->partial);
-    Py_DECREF(u);
-    Py_RETURN_NONE;
 }
 
-static PyObject *up_get_buffer(Upstream *u, PyObject *hint)
+void up_read(Upstream *u, char *bytes, size_t len)
 {
-    (void)hint;
-    Core *core = u->conn.core;
-    return Py_NewRef(u->conn.tls != NULL ? core->cipher_window : core->up_window);
-}
-
-static PyObject *up_buffer_updated(Upstream *u, PyObject *count)
-{
-    Py_ssize_t n = PyLong_AsSsize_t(count);
-    if (n < 0 || n > (Py_ssize_t)UP_READ) {
-        PyErr_SetString(PyExc_ValueError, "buffer_updated: not a count of the buffer");
-        return NULL;
-    }
-    Core *core = u->conn.core;
-    if (u->conn.fd < 0 || n == 0)
-        Py_RETURN_NONE;
-    Py_INCREF(u);
+    Py_INCREF(u); /* its pool may close and forget it */
     if (u->conn.tls != NULL)
-        up_decrypt(u, core->cipher_window->bytes, (size_t)n);
+        up_decrypt(u, bytes, len);
     else
-        up_input(u, core->up_window->bytes, (size_t)n);
+        up_input(u, bytes, len);
     Py_DECREF(u);
-    Py_RETURN_NONE;
 }
 
-static PyObject *up_eof_received(Upstream *u, PyObject *unused)
+void up_end(Upstream *u)
 {
-    (void)unused;
     /* With TLS, an end without close_notify is an attacker's to make: a body that only ends with it is cut short. */
-    Py_INCREF(u);
     tell_ready(u, "the server closed the connection");
     up_ended(u, u->conn.tls != NULL ? "reset" : "closed");
     conn_close(&u->conn);
-    Py_DECREF(u);
-    Py_RETURN_FALSE;
 }
 
-static PyObject *up_pause_writing(Upstream *u, PyObject *unused)
+void up_drained(Upstream *u)
 {
-    (void)unused;
-    u->conn.write_paused = true;
-    Py_RETURN_NONE;
-}
-
-static PyObject *up_resume_writing(Upstream *u, PyObject *unused)
-{
-    (void)unused;
     u->conn.write_paused = false;
-    Py_INCREF(u);
     up_send_rest(u);
-    Py_DECREF(u);
-    Py_RETURN_NONE;
 }
 
 /* ---- what Python sees --------------------------------------------------------------------------------------------- */
@@ -481,7 +441,7 @@ static PyObject *up_close_method(Upstream *u, PyObject *unused)
         PyErr_SetString(PyExc_RuntimeError, "an exchange uses this connection: abort the exchange");
         return NULL;
     }
-    up_close(u, false);
+    up_close(u, u->state == UP_HANDSHAKE);
     Py_RETURN_NONE;
 }
 
@@ -514,13 +474,6 @@ static PyGetSetDef up_getset[] = {
 };
 
 static PyMethodDef up_methods[] = {
-    {"connection_made", (PyCFunction)up_connection_made, METH_O, NULL},
-    {"connection_lost", (PyCFunction)up_connection_lost, METH_O, NULL},
-    {"get_buffer", (PyCFunction)up_get_buffer, METH_O, NULL},
-    {"buffer_updated", (PyCFunction)up_buffer_updated, METH_O, NULL},
-    {"eof_received", (PyCFunction)up_eof_received, METH_NOARGS, NULL},
-    {"pause_writing", (PyCFunction)up_pause_writing, METH_NOARGS, NULL},
-    {"resume_writing", (PyCFunction)up_resume_writing, METH_NOARGS, NULL},
     {"usable", (PyCFunction)(void (*)(void))up_usable, METH_FASTCALL, NULL},
     {"close", (PyCFunction)up_close_method, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},

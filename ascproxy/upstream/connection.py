@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # stream stays below 256 KiB there; measured: 128 KiB here leave 285 KiB.
 RECEIVE_BUFFER = 80 * 1024
 
-Factory = Callable[[int, "TlsContext | None", str, Callable[["Upstream", str], None]], Callable[[], Any]]
+Open = Callable[[int, int, "TlsContext | None", str, Callable[["Upstream", str], None]], "Upstream"]
 
 
 class ConnectError(AscproxyError):
@@ -70,13 +70,13 @@ def forbidden(ip: IPv4Address | IPv6Address) -> str:
 
 
 class Connector:
-    """Opens connections on ``loop``. ``factory`` is ``Core.connect``."""
+    """Opens connections on ``loop``. ``take_over`` is ``Core.connect``: a connected socket becomes an upstream."""
 
-    __slots__ = ("_factory", "_loop")
+    __slots__ = ("_loop", "_take_over")
 
-    def __init__(self, loop: AbstractEventLoop, factory: Factory) -> None:
+    def __init__(self, loop: AbstractEventLoop, take_over: Open) -> None:
         self._loop = loop
-        self._factory = factory
+        self._take_over = take_over
 
     async def connect(self, address: Address, within_ms: int) -> Upstream:
         """A connection that is ready to carry a request, TLS included. ``within_ms`` bounds it besides the address's
@@ -143,43 +143,28 @@ class Connector:
             elif not reason:
                 upstream.close()  # nobody waits any more
 
-        factory = self._factory(address.endpoint, address.tls, address.server_name, ready)
-        transport = await self._transport(factory, sock, where)
+        try:
+            made = self._take_over(sock.fileno(), address.endpoint, address.tls, address.server_name, ready)
+        except OSError as error:
+            sock.close()
+            raise ConnectError(f"{where}: {_sentence(error)}") from error
+        sock.detach()
         try:
             async with asyncio.timeout(min(address.tls_ms, within_ms) / 1000):
                 upstream, reason = await outcome
         except TimeoutError as error:
-            transport.abort()
+            made.close()
             limit_ms = min(address.tls_ms, within_ms)
             limit = "tls" if limit_ms == address.tls_ms else "total"
             raise ConnectTimeout(f"{where} did not finish the TLS handshake within {limit_ms} ms", limit) from error
         except asyncio.CancelledError:
-            transport.abort()
+            made.close()
             raise
         if reason:
             raise ConnectError(f"{where}: {reason}")
         if not upstream.ready:  # closed between the call of ready and now
             raise ConnectError(f"{where} closed the connection at once")
         return upstream
-
-    async def _transport(self, factory: Callable[[], Any], sock: socket.socket, where: str) -> Any:
-        # Never cancelled half-way: uvloop then closes the handle without connection_lost, and the protocol would keep a
-        # descriptor number that is not its own any more. The socket is connected, so this takes two turns of the loop.
-        making = self._loop.create_task(self._loop.create_connection(factory, sock=sock))
-        try:
-            transport, _ = await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(_abort)
-            raise
-        except OSError as error:
-            sock.close()
-            raise ConnectError(f"{where}: {_sentence(error)}") from error
-        return transport
-
-
-def _abort(making: asyncio.Task[Any]) -> None:
-    if not making.cancelled() and making.exception() is None:
-        making.result()[0].abort()
 
 
 def _sentence(error: OSError) -> str:

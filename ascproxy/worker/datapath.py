@@ -11,6 +11,7 @@ import asyncio
 import ipaddress
 import os
 import resource
+import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +24,7 @@ from ascproxy.model.key import KeyRow
 from ascproxy.model.node import Limits, Listener
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import tls
+from ascproxy.net.listener import BACKLOG
 from ascproxy.net.tls import TicketKeys
 from ascproxy.store.env import open_store
 from ascproxy.store.keys import KeyStore
@@ -58,6 +60,7 @@ class GatewayPath:
             limits=native_limits(limits),
             trusted_peers=tuple(map(native_network, limits.trusted_peers)),
         )
+        self._core.attach(loop)
         self._exchange.bind(self._core)
         self._listeners: dict[str, _native.Listener] = {}
         self._wanted = {bound.name for bound in place.sockets}
@@ -85,8 +88,9 @@ class GatewayPath:
             if listener.tls is not None:
                 listener.tls.set_ticket_keys(tickets.ordered())
 
-    def protocol(self, listener: str) -> Callable[[], Any]:
-        return self._core.listen(self._listeners[listener])
+    async def listen(self, listener: str, end: socket.socket) -> _native.Acceptor:
+        end.listen(BACKLOG)
+        return self._core.listen(self._listeners[listener], end.fileno())
 
     def tick(self, now_ns: int) -> None:
         self._core.tick(now_ns)
@@ -102,6 +106,7 @@ class GatewayPath:
 
     async def close(self) -> None:
         await self._exchange.close()
+        self._core.detach()
 
     @property
     def in_flight(self) -> int:

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import uvloop
 
@@ -22,7 +22,7 @@ from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot as snapshots
 from ascproxy.model.snapshot import Snapshot
 from ascproxy.net import memfile
-from ascproxy.net.listener import BACKLOG, Bound
+from ascproxy.net.listener import Bound
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
 from ascproxy.net.tls import TicketKeys
 from ascproxy.telemetry import metrics
@@ -36,14 +36,21 @@ MS = 1_000_000
 NO_ACCEPT = 3  # the step of ascproxy.supervisor.memory at which nobody accepts
 
 
+class Accepting(Protocol):
+    """What accepts on one socket."""
+
+    def close(self) -> None: ...
+
+
 class DataPath(Protocol):
     """What serves connections. The real one is :class:`ascproxy.worker.datapath.GatewayPath`."""
 
     def adopt(self, snapshot: Snapshot, tickets: TicketKeys) -> None:
         """Use this revision from now on. Raises AscproxyError, with the old one untouched, when it cannot be built."""
 
-    def protocol(self, listener: str) -> Callable[[], Any]:
-        """The protocol factory for connections of a listener. Raises KeyError for a name that the revision lacks."""
+    async def listen(self, listener: str, end: socket.socket) -> Accepting:
+        """Accept a listener's connections on a socket that is bound, and perhaps listens already. Raises KeyError for
+        a name that the revision lacks, OSError for what the socket says."""
 
     def use_tickets(self, tickets: TicketKeys) -> None:
         """Seal and open session tickets with these keys."""
@@ -94,7 +101,7 @@ class Worker:
     footprint: Footprint
     step_cell: int
     sockets: dict[int, list[tuple[str, socket.socket]]] = field(default_factory=dict)
-    servers: dict[int, list[asyncio.AbstractServer]] = field(default_factory=dict)
+    servers: dict[int, list[Accepting]] = field(default_factory=dict)
     commands: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False
     paused: bool = False
@@ -168,15 +175,10 @@ class Worker:
 
     async def open(self, slot: int) -> None:
         """Open servers on a slot's sockets. They listen already or start to: the backlog is passed each time."""
-        keep: dict[str, Any] = {"cleanup_socket": False}  # the path of a Unix socket is the supervisor's to remove
         for name, end in self.sockets.get(slot, ()):
             if self.paused:
                 return
-            protocol = self.path.protocol(name)
-            if end.family == socket.AF_UNIX:
-                server = await self.loop.create_unix_server(protocol, sock=end.dup(), backlog=BACKLOG, **keep)
-            else:
-                server = await self.loop.create_server(protocol, sock=end.dup(), backlog=BACKLOG)
+            server = await self.path.listen(name, end)
             if self.paused or slot not in self.sockets:  # meanwhile
                 server.close()
             else:
@@ -275,7 +277,7 @@ class Worker:
         self.draining = True
 
 
-def close(servers: list[asyncio.AbstractServer]) -> None:
+def close(servers: list[Accepting]) -> None:
     """Stop accepting, and forget the servers."""
     while servers:
         servers.pop().close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mmap
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ class Gateway:
             await model.start()
         self.port = free_port()
         listener = _native.Listener(name="public", tls=None, limits=limits())
-        self.server = await loop.create_server(self.core.listen(listener), "127.0.0.1", self.port)
+        self.core.attach(loop)
+        with socket.create_server(("127.0.0.1", self.port)) as listening:
+            self.server = self.core.listen(listener, listening.fileno())
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,6 +112,7 @@ class Gateway:
         self.core.drain(0, 0)
         self.core.tick(monotonic_ns())
         await until(lambda: self.core.connections == 0, "every connection is closed")
+        self.core.detach()
         for model in self.models:
             model.server.close()
             for writer in model.writers:

@@ -11,7 +11,8 @@ import asyncio
 import ctypes
 import os
 import resource
-from collections.abc import Callable
+import socket
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ascproxy import _native
 from ascproxy.clock import monotonic_ns
 from ascproxy.errors import AscproxyError
 from ascproxy.model.snapshot import Snapshot
+from ascproxy.net.listener import BACKLOG
 from ascproxy.net.tls import TicketKeys
 from ascproxy.worker.process import Place, serve
 
@@ -93,8 +95,12 @@ class EchoPath:
         self.snapshot = snapshot
         self.tickets = tickets
 
-    def protocol(self, listener: str) -> Callable[[], Connection]:
-        return lambda: Connection(self, listener)
+    async def listen(self, listener: str, end: socket.socket) -> asyncio.AbstractServer:
+        loop = asyncio.get_running_loop()
+        make = partial(Connection, self, listener)
+        if end.family == socket.AF_UNIX:
+            return await loop.create_unix_server(make, sock=end.dup(), backlog=BACKLOG, cleanup_socket=False)  # type: ignore[call-arg]
+        return await loop.create_server(make, sock=end.dup(), backlog=BACKLOG)
 
     def tick(self, now_ns: int) -> None:
         self.place.page.store(_native.Page.CELLS["in_flight"], self.in_flight)

@@ -202,7 +202,7 @@ class Rig:
         if self.upstream_rcvbuf:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.upstream_rcvbuf)
         await loop.sock_connect(sock, ("127.0.0.1", self.upstream_port))
-        await loop.create_connection(self.core.connect(0, self.client_tls, "localhost", told), sock=sock)
+        self.core.connect(sock.detach(), 0, self.client_tls, "localhost", told)
         return await ready
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -231,7 +231,9 @@ class Rig:
         )
         self.port = free_port()
         self.listener = _native.Listener(name="test", tls=self.server_tls, limits=self.limits)
-        self._server = await loop.create_server(self.core.listen(self.listener), "127.0.0.1", self.port, backlog=1024)
+        self.core.attach(loop)
+        with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listening:
+            self._server = self.core.listen(self.listener, listening.fileno())
         if self.walk.plan is None:
             self.walk.plan = self.make_plan()
         self._tick = loop.create_task(self._ticks())
@@ -249,6 +251,7 @@ class Rig:
         await until(lambda: self.core.connections == 0, "every connection is closed")
         assert self.core.in_flight == 0
         assert self.core.body_bytes == 0
+        self.core.detach()
 
     async def client(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=1 << 26)

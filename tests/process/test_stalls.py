@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import mmap
+import socket
 import time
 from collections.abc import Awaitable, Callable
 
@@ -107,8 +108,10 @@ def longest_turn(client: Client, answer: bytes) -> float:
         rack = provider("rack-a", endpoint(0, f"http://127.0.0.1:{port}"))
         worker.exchange.adopt(snapshot((route("chat"),), (rack,)))
         listener = _native.Listener(name="public", tls=None, limits=limits())
-        gateway = await loop.create_server(worker.core.listen(listener), "127.0.0.1", 0)
-        gateway_port = gateway.sockets[0].getsockname()[1]
+        worker.core.attach(loop)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            gateway = worker.core.listen(listener, listening.fileno())
+            gateway_port = listening.getsockname()[1]
 
         async def call() -> None:
             reader, writer = await asyncio.open_connection("127.0.0.1", gateway_port, limit=64 * MIB)
@@ -125,6 +128,7 @@ def longest_turn(client: Client, answer: bytes) -> float:
         worker.core.drain(0, 0)
         worker.core.tick(time.monotonic_ns())
         await until(lambda: worker.core.connections == 0, "every connection is closed")
+        worker.core.detach()
         return worst
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

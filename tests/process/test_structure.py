@@ -162,7 +162,9 @@ class Composed:
         rack = provider("rack-a", endpoint(0, f"http://127.0.0.1:{self.model.port}"))
         self.exchange.adopt(snapshot((route("chat"),), (rack,)))
         listener = _native.Listener(name="public", tls=None, limits=limits())
-        server = await self.loop.create_server(self.core.listen(listener), "127.0.0.1", self.port)
+        self.core.attach(self.loop)
+        with socket.create_server(("127.0.0.1", self.port)) as listening:
+            server = self.core.listen(listener, listening.fileno())
         threading.Thread(target=self.model.accept, daemon=True).start()
         idle = threading.Event()
 
@@ -184,6 +186,7 @@ class Composed:
         self.core.drain(0, 0)
         self.core.tick(monotonic_ns())
         await until(lambda: self.core.connections == 0, "every connection is closed")
+        self.core.detach()
 
     @contextmanager
     def watched(self) -> Iterator[None]:

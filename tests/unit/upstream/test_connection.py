@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
@@ -21,57 +23,54 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return "asyncio", {"loop_factory": uvloop.new_event_loop if request.param == "uvloop" else None}
 
 
-class Protocol(asyncio.Protocol):
-    """Stands for the native Upstream: tells ``ready`` at once, after a byte ("TLS"), or never."""
+class Held:
+    """Stands for the native Upstream: owns the descriptor; tells ``ready`` at once, after a byte ("TLS"), or never."""
 
-    def __init__(self, how: str, ready: Callable[[Any, str], None]) -> None:
+    def __init__(self, descriptor: int, how: str, tell: Callable[[Any, str], None]) -> None:
+        self.sock = socket.socket(fileno=descriptor)
         self.how = how
-        self.tell = ready
-        self.open = False
+        self.tell = tell
+        self.open = True
+        asyncio.get_running_loop().add_reader(descriptor, self.read)
+        if how == "plain":
+            tell(self, "")
 
     @property
     def ready(self) -> bool:
         return self.open
 
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.open = True
-        if self.how == "plain":
-            self.tell(self, "")
-
-    def data_received(self, data: bytes) -> None:
-        if self.how == "handshake":
+    def read(self) -> None:
+        if not self.sock.recv(100):
+            self.close()
+            self.tell(self, "the server closed the connection")
+        elif self.how == "handshake":
             self.tell(self, "")
         elif self.how == "refuse":
+            self.close()
             self.tell(self, "the certificate is for another name")
-            self.transport.abort()
-
-    def connection_lost(self, reason: Exception | None) -> None:
-        self.open = False
-        self.tell(self, "the server closed the connection")
 
     def close(self) -> None:
-        self.transport.close()
+        if self.open:
+            self.open = False
+            asyncio.get_running_loop().remove_reader(self.sock.fileno())
+            self.sock.close()
 
 
-class Factory:
+class TakeOver:
     """Stands for ``Core.connect``."""
 
-    def __init__(self, how: str = "plain") -> None:
+    def __init__(self, how: str = "plain", made: type[Held] = Held) -> None:
         self.how = how
-        self.made: list[Protocol] = []
+        self.kind = made
+        self.made: list[Held] = []
         self.asked: list[tuple[int, Any, str]] = []
 
     def __call__(
-        self, endpoint: int, tls: Any, server_name: str, ready: Callable[[Any, str], None]
-    ) -> Callable[[], Any]:
+        self, descriptor: int, endpoint: int, tls: Any, server_name: str, ready: Callable[[Any, str], None]
+    ) -> Any:
         self.asked.append((endpoint, tls, server_name))
-
-        def make() -> Protocol:
-            self.made.append(Protocol(self.how, ready))
-            return self.made[-1]
-
-        return make
+        self.made.append(self.kind(descriptor, self.how, ready))
+        return self.made[-1]
 
 
 @pytest.fixture
@@ -108,24 +107,24 @@ def address(port: int, host: str = "127.0.0.1", **more: Any) -> Address:
     )
 
 
-def connector(factory: Any) -> Connector:
-    return Connector(asyncio.get_running_loop(), factory)
+def connector(taken: Any) -> Connector:
+    return Connector(asyncio.get_running_loop(), taken)
 
 
 @pytest.mark.parametrize("how", ["plain", "handshake"])
 async def test_a_connection_is_ready_when_it_is_handed_out(server: Any, how: str) -> None:
-    factory = Factory(how)
-    upstream: Any = await connector(factory).connect(address(server[0], tls="context", server_name="gpu"), 1_000)
+    taken = TakeOver(how)
+    upstream: Any = await connector(taken).connect(address(server[0], tls="context", server_name="gpu"), 1_000)
     assert upstream.ready
-    assert factory.asked == [(7, "context", "gpu")]
-    sock = upstream.transport.get_extra_info("socket")
+    assert taken.asked == [(7, "context", "gpu")]
+    sock = upstream.sock
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * RECEIVE_BUFFER, "the kernel doubles it"
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     upstream.close()
 
 
 async def test_a_name_is_resolved(server: Any) -> None:
-    upstream: Any = await connector(Factory()).connect(address(server[0], "localhost"), 1_000)
+    upstream: Any = await connector(TakeOver()).connect(address(server[0], "localhost"), 1_000)
     upstream.close()
 
 
@@ -140,9 +139,9 @@ async def test_each_address_of_a_name_is_tried(server: Any, monkeypatch: pytest.
         nobody.bind(("127.0.0.2", 0))
         unheard = nobody.getsockname()[1]
         monkeypatch.setattr(Connector, "_resolve", resolve)
-        upstream: Any = await connector(Factory()).connect(address(server[0], "gpus.test"), 1_000)
+        upstream: Any = await connector(TakeOver()).connect(address(server[0], "gpus.test"), 1_000)
     assert tried == ["gpus.test"]
-    assert upstream.transport.get_extra_info("peername") == ("127.0.0.1", server[0])
+    assert upstream.sock.getpeername() == ("127.0.0.1", server[0])
     upstream.close()
 
 
@@ -151,12 +150,12 @@ async def test_a_refused_connection_is_a_sentence() -> None:
         unheard.bind(("127.0.0.1", 0))
         port = unheard.getsockname()[1]
         with pytest.raises(ConnectError, match=rf"^127\.0\.0\.1:{port} refused the connection: Connection refused$"):
-            await connector(Factory()).connect(address(port), 1_000)
+            await connector(TakeOver()).connect(address(port), 1_000)
 
 
 async def test_a_name_that_does_not_exist_is_a_sentence() -> None:
     with pytest.raises(ConnectError, match=r"^gpu\.invalid:80 cannot be resolved: "):
-        await connector(Factory()).connect(address(80, "gpu.invalid"), 5_000)
+        await connector(TakeOver()).connect(address(80, "gpu.invalid"), 5_000)
 
 
 async def test_a_server_that_does_not_accept_is_given_up_in_time() -> None:
@@ -169,31 +168,31 @@ async def test_a_server_that_does_not_accept_is_given_up_in_time() -> None:
             filler.connect_ex(full.getsockname())
         port = full.getsockname()[1]
         with pytest.raises(ConnectTimeout, match=r"did not accept a connection within 30 ms") as timeout:
-            await connector(Factory()).connect(address(port, connect_ms=30), 60_000)
+            await connector(TakeOver()).connect(address(port, connect_ms=30), 60_000)
         assert timeout.value.limit == "connect"
         with pytest.raises(ConnectTimeout, match=r"did not accept a connection within 40 ms") as timeout:
-            await connector(Factory()).connect(address(port), 40)
+            await connector(TakeOver()).connect(address(port), 40)
         assert timeout.value.limit == "total"
 
 
 async def test_a_handshake_that_does_not_end_is_given_up_in_time_and_leaves_nothing_open(server: Any) -> None:
-    factory = Factory("never")
+    taken = TakeOver("never")
     with pytest.raises(ConnectTimeout, match=r"did not finish the TLS handshake within 30 ms") as timeout:
-        await connector(factory).connect(address(server[0], tls_ms=30), 60_000)
+        await connector(taken).connect(address(server[0], tls_ms=30), 60_000)
     assert timeout.value.limit == "tls"
-    await closed(factory)
+    assert closed(taken)
 
 
 async def test_a_handshake_that_fails_says_why(server: Any) -> None:
-    factory = Factory("refuse")
+    taken = TakeOver("refuse")
     with pytest.raises(ConnectError, match=r"127\.0\.0\.1:\d+: the certificate is for another name"):
-        await connector(factory).connect(address(server[0]), 1_000)
-    await closed(factory)
+        await connector(taken).connect(address(server[0]), 1_000)
+    assert closed(taken)
 
 
 async def test_a_server_that_closes_before_it_is_ready_is_a_sentence(server: Any) -> None:
-    factory = Factory("never")
-    task = asyncio.create_task(connector(factory).connect(address(server[0]), 1_000))
+    taken = TakeOver("never")
+    task = asyncio.create_task(connector(taken).connect(address(server[0]), 1_000))
     while not server[1]:
         await asyncio.sleep(0)
     server[1][0].close()
@@ -202,33 +201,41 @@ async def test_a_server_that_closes_before_it_is_ready_is_a_sentence(server: Any
 
 
 async def test_who_stops_waiting_leaves_nothing_open(server: Any) -> None:
-    factory = Factory("never")
-    task = asyncio.create_task(connector(factory).connect(address(server[0]), 60_000))
-    while not factory.made:
+    taken = TakeOver("never")
+    task = asyncio.create_task(connector(taken).connect(address(server[0]), 60_000))
+    while not taken.made:
         await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await closed(factory)
+    assert closed(taken)
 
 
 async def test_a_connection_that_died_at_once_is_not_handed_out(server: Any) -> None:
-    class Dead(Protocol):
+    class Dead(Held):
         @property
         def ready(self) -> bool:
             return False
 
-    def factory(_e: int, _t: Any, _n: str, ready: Callable[[Any, str], None]) -> Callable[[], Any]:
-        return lambda: Dead("plain", ready)
-
     with pytest.raises(ConnectError, match="closed the connection at once"):
-        await connector(factory).connect(address(server[0]), 1_000)
+        await connector(TakeOver("plain", Dead)).connect(address(server[0]), 1_000)
 
 
-async def closed(factory: Factory) -> None:
-    """Returns once the connection is lost; the test's own timeout bounds it."""
-    while factory.made[0].open:
-        await asyncio.sleep(0)
+async def test_a_descriptor_that_cannot_be_taken_over_is_a_sentence_and_closed(server: Any) -> None:
+    taken: list[int] = []
+
+    def refuse(descriptor: int, *_: Any) -> Any:
+        taken.append(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ConnectError, match=r"127\.0\.0\.1:\d+: No space left on device"):
+        await connector(refuse).connect(address(server[0]), 1_000)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(taken[0])
+
+
+def closed(taken: TakeOver) -> bool:
+    return not taken.made[0].open and taken.made[0].sock.fileno() == -1
 
 
 @pytest.mark.parametrize(
@@ -263,4 +270,4 @@ async def test_a_name_that_leads_to_metadata_is_not_connected_to(monkeypatch: py
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))]
 
     with pytest.raises(ConnectError, match=r"gpu:80 leads to 169\.254\.169\.254, a link-local address"):
-        await Connector(Loop(), Factory()).connect(address(80, "gpu"), 1_000)  # type: ignore[arg-type]
+        await Connector(Loop(), TakeOver()).connect(address(80, "gpu"), 1_000)  # type: ignore[arg-type]
