@@ -281,9 +281,8 @@ METER_CELLS: int
 METER_N_BUCKETS: int
 METER_BOUNDS_GATEWAY: tuple[int, ...]
 METER_BOUNDS_LATENCY: tuple[int, ...]
-METER_OFFSETS: dict[
-    str, int
-]  # "status", "gateway", "first_token", "between_tokens", "request", "tokens_in", "tokens_out"
+# "status", "tokens_in", "tokens_out", histograms "gateway", "first_token", "between_tokens", "request", and their "sums"
+METER_OFFSETS: dict[str, int]
 
 class TlsError(Exception):
     """Certificates, keys or CA files that cannot be used: a sentence that names the file and says what to do."""

@@ -105,6 +105,8 @@ uint32_t page_series(asc_page *page, const char *key, size_t key_len, uint32_t n
     }
     /* `at` is the end, unless an entry is damaged: nothing may be appended behind what no reader can pass. */
     uint64_t cells = page_load(page, PAGE_CELL_CELLS_USED);
+    if (n_cells % 8 == 0)
+        cells = (cells + 7) & ~7ull; /* whole cache lines */
     if (at != directory_used(page) || key_len == 0 || key_len > page->directory || n_cells == 0 ||
         entry_size(key_len) > page->directory - at || cells < PAGE_CELLS_HEADER || cells > page->n_cells ||
         n_cells > page->n_cells - cells)

@@ -48,9 +48,9 @@ static int add_constants(PyObject *module)
     Py_XDECREF(limits);
     if (named < 0)
         return -1;
-    PyObject *offsets = Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "status", METER_STATUS, "gateway", METER_GATEWAY,
+    PyObject *offsets = Py_BuildValue("{s:i,s:i,s:i,s:i,s:i,s:i,s:i,s:i}", "status", METER_STATUS, "gateway", METER_GATEWAY,
                                       "first_token", METER_FIRST_TOKEN, "between_tokens", METER_BETWEEN_TOKENS, "request",
-                                      METER_REQUEST, "tokens_in", METER_TOKENS_IN, "tokens_out", METER_TOKENS_OUT);
+                                      METER_REQUEST, "tokens_in", METER_TOKENS_IN, "tokens_out", METER_TOKENS_OUT, "sums", METER_SUMS);
     int added = offsets ? PyModule_AddObjectRef(module, "METER_OFFSETS", offsets) : -1;
     Py_XDECREF(offsets);
     return added;

@@ -144,8 +144,9 @@ class Dispatcher:
         """Send a request on its course: at once where a connection waits, else from a task."""
         self._budget.requests += 1
         now_ns = self._monotonic_ns()
-        legs = course.targets[0]
-        leg = legs[0] if len(legs) == 1 else self._pick(course, legs, now_ns)
+        leg = course.only
+        if leg is None:
+            leg = self._pick(course, course.targets[0], now_ns)
         pool = leg.pool
         upstream = pool.take(now_ns)
         if upstream is not None:

@@ -7,6 +7,7 @@ allow-lists only, both ways (SEMANTICS 5): a deny-list forgets the next vendor's
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -157,6 +158,7 @@ def authority(endpoint: Endpoint) -> str:
     return host if endpoint.port == default else f"{host}:{endpoint.port}"
 
 
+@lru_cache(maxsize=4096)  # one object for all routes of an endpoint: it stays in the processor's cache
 def head(endpoint: Endpoint, path: str, query: bytes) -> bytes:
     """Request line and static fields, each line ended by CRLF."""
     target = (endpoint.base_path.rstrip("/") + path).encode("ascii") + (b"?" + query if query else b"")

@@ -51,16 +51,18 @@ class Leg:
 
 
 class Course:
-    """The targets of a route for one operation, as one listener's callers reach them, in order.
+    """The targets of a route for one operation, as one listener's callers reach them, in order. ``only``: the leg of a
+    first target that has one endpoint.
 
     ``turn`` moves on with each choice among several endpoints; it is the only thing here that changes.
     """
 
-    __slots__ = ("match", "targets", "total_ms", "turn")
+    __slots__ = ("match", "only", "targets", "total_ms", "turn")
 
     def __init__(self, match: Match) -> None:
         self.match = match
         self.targets: tuple[tuple[Leg, ...], ...] = ()
+        self.only: Leg | None = None
         self.turn = 0
         total_ms = match.route.total_ms
         self.total_ms = max(p.timeouts.total_ms for _, p in match.targets) if total_ms is None else total_ms
@@ -169,6 +171,7 @@ class Runtime:
                     )
                 targets.append(tuple(legs))
             course.targets = tuple(targets)
+            course.only = targets[0][0] if len(targets[0]) == 1 else None
             self.courses[match, listener, query] = course
         return course
 

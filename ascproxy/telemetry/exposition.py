@@ -102,13 +102,14 @@ def _counter(metric: metrics.Metric, samples: Iterator[tuple[Labels, int]] | lis
 def _histogram(histogram: metrics.BlockHistogram, blocks: dict[Labels, list[int]]) -> Metric:
     family = HistogramMetricFamily(histogram.metric.name, histogram.metric.help, labels=histogram.metric.labels)
     first = _native.METER_OFFSETS[histogram.part]
+    total = metrics.sum_of(histogram.part)
     bounds = (*(str(bound / MICROSECONDS) for bound in histogram.bounds), "+Inf")
     for labels, block in blocks.items():
         cumulative, buckets = 0, []
         for i, bound in enumerate(bounds):
             cumulative += block[first + i]
             buckets.append((bound, cumulative))
-        family.add_metric(labels, buckets, block[first + len(bounds)] / MICROSECONDS)
+        family.add_metric(labels, buckets, block[total] / MICROSECONDS)
     return family
 
 

@@ -264,6 +264,12 @@ def exchange_block(page: _native.Page, listener: str, route: str, provider: str,
     return page.series(key, _native.METER_CELLS)
 
 
+def sum_of(part: str) -> int:
+    """The cell of a histogram's sum in microseconds, from the start of its exchange block."""
+    histograms = _native.METER_OFFSETS[part] - _native.METER_OFFSETS["gateway"]
+    return _native.METER_OFFSETS["sums"] + histograms // _native.METER_N_BUCKETS
+
+
 def refusal_cell(page: _native.Page, code: str) -> int:
     """The cell that counts refusals with a public error code; 0 when the page is full."""
     return page.series(REFUSALS + SEPARATOR + code.encode(), 1)
