@@ -281,7 +281,7 @@ METER_CELLS: int
 METER_N_BUCKETS: int
 METER_BOUNDS_GATEWAY: tuple[int, ...]
 METER_BOUNDS_LATENCY: tuple[int, ...]
-# "status", "tokens_in", "tokens_out", histograms "gateway", "first_token", "between_tokens", "request", and their "sums"
+# "status", "tokens_in", "tokens_out", the histograms "gateway", "first_token", "between_tokens", "request", and "sums"
 METER_OFFSETS: dict[str, int]
 
 class TlsError(Exception):
