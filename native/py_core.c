@@ -251,7 +251,7 @@ static void core_dealloc(Core *core)
     free_room(core->down_bytes);
     free_room(core->up_bytes);
     free_room(core->cipher_bytes);
-    loop_free(core);
+    loop_free(core); /* no connection is left: each holds its core */
     peers_free(core->peers);
     free(core->exempt);
     free(core->plain);

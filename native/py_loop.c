@@ -21,6 +21,7 @@
 #define BURST_MAX 64u /* connections accepted in one turn on one socket */
 #define UV_IDLE 6     /* enum uv_handle_type, part of libuv's ABI since 1.0 */
 #define UV_PREPARE 9
+#define HANDLE_OFFSET 16u /* keeps the alignment of malloc */
 
 typedef void (*uv_hook)(void *handle);
 
@@ -253,10 +254,32 @@ static void on_idle(void *handle)
     (void)handle; /* that it is active keeps libuv from blocking */
 }
 
+/* Our handles stand behind a pointer to their owner. Their own data, with which a handle begins, stays NULL: a loop that
+ * is closed without detaching then reports handles that are not its own, instead of taking that for an object. */
+static asc_loop *owner_of(void *handle)
+{
+    return *(asc_loop **)(void *)((char *)handle - HANDLE_OFFSET);
+}
+
+static void *new_handle(asc_loop *l, size_t size)
+{
+    char *bytes = calloc(1, HANDLE_OFFSET + size);
+    if (bytes == NULL)
+        return NULL;
+    *(asc_loop **)(void *)bytes = l;
+    return bytes + HANDLE_OFFSET;
+}
+
+static void free_handle(void *handle)
+{
+    if (handle != NULL)
+        free((char *)handle - HANDLE_OFFSET);
+}
+
 /* libuv is about to block. It holds no GIL. */
 static void on_prepare(void *handle)
 {
-    asc_loop *l = *(asc_loop **)handle; /* a handle begins with its user's data, as uv.h says */
+    asc_loop *l = owner_of(handle);
     Core *core = l->core;
     struct epoll_event events[EVENTS];
     (void)l->idle_stop(l->idle);
@@ -289,11 +312,11 @@ static void *symbol(void *library, const char *name, bool *missing)
 
 static void on_closed(void *handle)
 {
-    asc_loop *l = *(asc_loop **)handle;
+    asc_loop *l = owner_of(handle);
     if (++l->closed < 2)
         return;
-    free(l->prepare);
-    free(l->idle);
+    free_handle(l->prepare);
+    free_handle(l->idle);
     PyGILState_STATE state = PyGILState_Ensure();
     Py_DECREF(l->owner);
     PyGILState_Release(state);
@@ -355,11 +378,11 @@ PyObject *loop_attach(Core *core, PyObject *loop)
         PyErr_SetString(PyExc_RuntimeError, "this build of uvloop does not export libuv's functions: install uvloop's own wheel");
         return NULL;
     }
-    l->prepare = calloc(1, handle_size(UV_PREPARE));
-    l->idle = calloc(1, handle_size(UV_IDLE));
+    l->prepare = new_handle(l, handle_size(UV_PREPARE));
+    l->idle = new_handle(l, handle_size(UV_IDLE));
     if (l->prepare == NULL || l->idle == NULL || !loop_watch(core, backend_fd(uv), NULL, EPOLLIN)) {
-        free(l->prepare);
-        free(l->idle);
+        free_handle(l->prepare);
+        free_handle(l->idle);
         free(l);
         return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     }
@@ -368,7 +391,6 @@ PyObject *loop_attach(Core *core, PyObject *loop)
     l->owner = Py_NewRef(loop);
     (void)prepare_init(uv, l->prepare);
     (void)idle_init(uv, l->idle);
-    *(asc_loop **)l->prepare = *(asc_loop **)l->idle = l;
     (void)prepare_start(l->prepare, on_prepare);
     unref(l->prepare); /* they keep no loop running */
     unref(l->idle);
@@ -376,15 +398,13 @@ PyObject *loop_attach(Core *core, PyObject *loop)
     Py_RETURN_NONE;
 }
 
-/* To be called before the loop is closed: uvloop would take our handles for its own. */
+/* To be called before the loop is closed, while it can turn once more: libuv closes handles in a turn. */
 PyObject *loop_detach(Core *core, PyObject *unused)
 {
     (void)unused;
     asc_loop *l = core->loop;
-    while (core->acceptors != NULL) {
-        PyObject *done = acceptor_close(core->acceptors, NULL);
-        Py_DECREF(done);
-    }
+    while (core->acceptors != NULL)
+        Py_DECREF(acceptor_close(core->acceptors, NULL));
     for (Downstream *d = core->downs; d != NULL; d = d->next)
         conn_abort(&d->conn);
     let_go(core);
@@ -406,6 +426,8 @@ bool loop_open(Core *core)
 
 void loop_free(Core *core)
 {
+    if (core->loop != NULL)
+        Py_XDECREF(loop_detach(core, NULL));
     if (core->epoll >= 0)
         (void)close(core->epoll);
 }

@@ -60,9 +60,10 @@ class GatewayPath:
             limits=native_limits(limits),
             trusted_peers=tuple(map(native_network, limits.trusted_peers)),
         )
-        self._core.attach(loop)
+        self._loop = loop
         self._exchange.bind(self._core)
         self._listeners: dict[str, _native.Listener] = {}
+        self._attached = False
         self._wanted = {bound.name for bound in place.sockets}
 
     def adopt(self, snapshot: Snapshot, tickets: TicketKeys) -> None:
@@ -89,6 +90,9 @@ class GatewayPath:
                 listener.tls.set_ticket_keys(tickets.ordered())
 
     async def listen(self, listener: str, end: socket.socket) -> _native.Acceptor:
+        if not self._attached:  # only now: what is attached has to be detached before its loop is closed
+            self._core.attach(self._loop)
+            self._attached = True
         end.listen(BACKLOG)
         return self._core.listen(self._listeners[listener], end.fileno())
 

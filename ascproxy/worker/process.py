@@ -308,13 +308,15 @@ async def _live(place: Place, loop: asyncio.AbstractEventLoop, make: MakeDataPat
     cells = _native.Page.CELLS
     place.page.store(cells["revision"], metrics.revision_number(found.revision))
     worker.heed(place.shared_page.load(step))
-    await worker.accept(place.slot, [(bound.name, bound.socket) for bound in place.sockets])
-    place.page.store(cells["listening"], int(not worker.paused))
-    loop.add_reader(place.mailbox.fileno(), worker.read_mailbox)
-    place.mailbox.send(Frame(Kind.READY, payload={"revision": found.revision}))
-    worker.tick()
-    await worker.done.wait()
-    await path.close()
+    try:
+        await worker.accept(place.slot, [(bound.name, bound.socket) for bound in place.sockets])
+        place.page.store(cells["listening"], int(not worker.paused))
+        loop.add_reader(place.mailbox.fileno(), worker.read_mailbox)
+        place.mailbox.send(Frame(Kind.READY, payload={"revision": found.revision}))
+        worker.tick()
+        await worker.done.wait()
+    finally:
+        await path.close()
     worker.flush_log()
 
 
