@@ -65,6 +65,35 @@ static inline bool head_fields(const char *p, size_t n, struct head *h) {
     return true;
 }
 
+/* A marker: these letters and sixteen hexadecimal digits. A request has one of its own in its body, and its answer says
+ * it back, so that an answer which belongs to somebody else is seen. */
+enum { MARKER_WORD = 7, MARKER_DIGITS = 16 };
+#define MARKER "marker-"
+
+struct marker {
+    unsigned at; /* bytes of it seen so far; all of them: it has been found */
+    char digits[MARKER_DIGITS];
+};
+
+static inline bool marker_found(const struct marker *m) {
+    return m->at == MARKER_WORD + MARKER_DIGITS;
+}
+
+/* Looks for the first marker in a piece of a body, across pieces. What follows the letters is taken as the digits: both
+ * ends are trusted to say them, and whoever compares them sees it if they are none. */
+static inline void marker_next(struct marker *m, const char *p, size_t n) {
+    for (const char *end = p + n; p < end && !marker_found(m); p++) {
+        if (m->at >= MARKER_WORD) {
+            m->digits[m->at++ - MARKER_WORD] = *p;
+            continue;
+        }
+        if (m->at == 0 && !(p = memchr(p, MARKER[0], (size_t)(end - p))))
+            return;
+        /* The first letter is in the word once, so that a mismatch begins anew with this byte or with the next. */
+        m->at = *p == MARKER[m->at] ? m->at + 1 : *p == MARKER[0];
+    }
+}
+
 /* Chunked coding (RFC 9112 section 7.1) as a table of one state and one byte; data is handed out in place. */
 enum chunk_state { CHUNK_SIZE, CHUNK_EXTENSION, CHUNK_DATA, CHUNK_END, CHUNK_TRAILER, CHUNK_DONE, CHUNK_BAD };
 

@@ -50,6 +50,7 @@ class Line:
     saturates: bool = False  # a closed loop that should keep the subject's core busy
     rate: int = 1000
     opening: int = 0
+    marked: bool = False  # each request has a marker that its answer must say back: with a stub that echoes
     once: bool = False  # in the first round only: it does not move with the machine
 
 
@@ -163,6 +164,7 @@ class Load:
         argv += ["--expect-bytes", str(UNARY_BYTES)] if line.mode != "sse" and not subject.rewrites else []
         argv += ["--rate", str(line.rate)] if line.mode == "rate" else []
         argv += ["--opening", str(line.opening)] if line.opening else []
+        argv += ["--marked"] if line.marked else []
         if callers is not None:
             argv += ["--keys", str(callers.keys)] if callers.keys else []
             argv += ["--models", str(callers.models)] if callers.models else []
@@ -198,7 +200,7 @@ class Load:
 class Stub:
     """The upstream of everything; one for the whole run, and one for the lines with streams that are only held."""
 
-    def __init__(self, core: int, interval_ms: int = INTERVAL_MS) -> None:
+    def __init__(self, core: int, interval_ms: int = INTERVAL_MS, *, echo: bool = False) -> None:
         self.port = machine.free_port()
         argv = [
             str(native.program("stub")),
@@ -210,6 +212,7 @@ class Stub:
             MODEL,
         ]
         argv += ["--interval-ms", str(interval_ms)]
+        argv += ["--echo"] if echo else []
         self.child = machine.launch(argv, core, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 10
         while not machine.answers("127.0.0.1", self.port, "/health"):

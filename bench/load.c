@@ -11,7 +11,9 @@
  * models are many different requests. --opening bounds how many connections are in the making at the same time: ten thousand
  * at once would wait for each other longer than a proxy's handshake deadline allows.
  *
- * Every answer is checked: status 200, and the body's length where --expect-bytes says it. It prints one JSON line per
+ * Every answer is checked: status 200, the body's length where --expect-bytes says it, and with --marked that it says the
+ * marker which only its own request had. What failed is told one by one, with the local port and the life of its connection,
+ * so that it can be held against what was done to the target in that time. It prints one JSON line per
  * event: `ready` when each connection has had its first good answer (a stream: its first event), `begin` and `end` around
  * the window. The window is opened and closed by the lines `begin` and `end` on standard input, so that whoever accounts
  * for the proxy's CPU reads it at the same two moments, or by --seconds. The load goes on until standard input ends. */
@@ -38,6 +40,7 @@
 #include <unistd.h>
 
 enum { HEAD_BYTES = 8192, SCRATCH = 65536, EVENTS = 512, CONNECTIONS_MAX = 60000, GIVE_UP = 1000, WORD_MAX = 200 };
+enum { FAILED_MAX = 4096, WHAT_MAX = 96 };
 enum { CONTROL = CONNECTIONS_MAX, SCHEDULE }; /* epoll ids that are not connections */
 
 enum mode { UNARY, HANDSHAKE, SSE, RATE };
@@ -46,6 +49,15 @@ enum state { CONNECTING, SHAKING, IDLE, SENDING, AWAITING, BODY_LENGTH, BODY_CHU
 struct request {
     char *bytes;
     size_t len;
+    size_t digits_at; /* --marked: where the digits of the marker are */
+};
+
+/* A request that failed in this window; `opened` and `ended` are of CLOCK_MONOTONIC. */
+struct failed {
+    uint64_t opened_ns, ended_ns;
+    unsigned port;
+    bool foreign;
+    char what[WHAT_MAX];
 };
 
 struct conn {
@@ -59,6 +71,10 @@ struct conn {
     int status;
     uint32_t interest;
     const struct request *request;
+    struct request own;     /* --marked: a copy of it with the marker of this time */
+    struct marker marker;   /* of the answer */
+    unsigned port;          /* ours */
+    uint64_t opened_ns;     /* when the connection was begun */
     size_t sent;       /* bytes of the request that left */
     uint64_t left;     /* of the body, when its length is known */
     uint64_t body;     /* bytes of the body so far */
@@ -79,7 +95,7 @@ static struct {
 
 static struct {
     uint64_t requests, bytes, events, chunks, reconnects, lost;
-    uint64_t bad_status, bad_length, connect_failed, broken;
+    uint64_t bad_status, bad_length, bad_marker, connect_failed, broken;
 } count;
 
 static struct {
@@ -88,8 +104,8 @@ static struct {
     unsigned port, connections, opening, request_bytes;
     int64_t expect_bytes;
     double seconds, rate;
-    bool tls;
-} options = {UNARY, "127.0.0.1", "/v1/chat/completions", "none", NULL, "bench", NULL, NULL, 0, 64, 0, 1024, -1, 0, 1000, false};
+    bool tls, marked;
+} options = {UNARY, "127.0.0.1", "/v1/chat/completions", "none", NULL, "bench", NULL, NULL, 0, 64, 0, 1024, -1, 0, 1000, false, false};
 
 static struct conn *conns;
 static unsigned ready_count, opened_count;
@@ -99,6 +115,9 @@ static uint64_t next_due_ns, begin_ns, window_end_ns;
 static bool in_window;
 static int loop_fd, schedule_fd, failures;
 static char scratch[SCRATCH], first_error[512];
+static struct failed failed[FAILED_MAX];
+static uint64_t failed_count; /* those beyond FAILED_MAX are counted and not told */
+static uint64_t next_marker;
 static struct request *requests;
 static size_t request_count, request_next;
 static SSL_CTX *tls_context;
@@ -136,14 +155,24 @@ __attribute__((format(printf, 1, 2), noreturn)) static void fail(const char *for
     exit(1);
 }
 
-__attribute__((format(printf, 2, 3))) static void error_seen(uint64_t *counter, const char *format, ...) {
+static void failed_add(const struct conn *c, bool foreign, const char *what) {
+    if (failed_count++ >= FAILED_MAX)
+        return;
+    struct failed *f = &failed[failed_count - 1];
+    *f = (struct failed){.opened_ns = c->opened_ns, .ended_ns = now_ns(), .port = c->port, .foreign = foreign};
+    snprintf(f->what, sizeof f->what, "%s", what);
+}
+
+__attribute__((format(printf, 3, 4))) static void error_seen(const struct conn *c, uint64_t *counter, const char *format, ...) {
+    char text[256];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
     ++*counter;
-    if (!first_error[0]) {
-        va_list args;
-        va_start(args, format);
-        vsnprintf(first_error, sizeof first_error, format, args);
-        va_end(args);
-    }
+    failed_add(c, counter == &count.bad_marker, text);
+    if (!first_error[0])
+        snprintf(first_error, sizeof first_error, "%s", text);
     if (++failures >= GIVE_UP)
         fail("%d failures in a row; the first: %s", failures, first_error);
 }
@@ -247,10 +276,12 @@ static void reopen(struct conn *c) {
 static void broken(struct conn *c, const char *where) {
     /* A kept connection that the other side closed before a byte of this answer came: HTTP allows it; the request goes
      * again on a new connection, and the count is in the report. */
-    if (c->answered && c->state == AWAITING && c->head_len == 0)
+    if (c->answered && c->state == AWAITING && c->head_len == 0) {
         count.lost++;
-    else
-        error_seen(&count.broken, "connection lost %s", where);
+        failed_add(c, false, "lost with its connection, and sent again");
+    } else {
+        error_seen(c, &count.broken, "connection lost %s", where);
+    }
     reopen(c);
 }
 
@@ -273,10 +304,30 @@ static void send_request(struct conn *c) {
     interest(c, EPOLLIN, EPOLL_CTL_MOD);
 }
 
+/* Gives this request, which is shared by all connections, a marker: in a copy that is this connection's own. */
+static void mark(struct conn *c) {
+    if (c->own.len != c->request->len) {
+        free(c->own.bytes);
+        c->own.bytes = malloc(c->request->len);
+        if (!c->own.bytes)
+            fail("memory");
+    }
+    c->own.len = c->request->len;
+    c->own.digits_at = c->request->digits_at;
+    memcpy(c->own.bytes, c->request->bytes, c->request->len);
+    uint64_t marker = next_marker++;
+    for (unsigned i = MARKER_DIGITS; i-- > 0; marker >>= 4)
+        c->own.bytes[c->own.digits_at + i] = "0123456789abcdef"[marker & 15];
+    c->request = &c->own;
+    c->marker.at = 0;
+}
+
 static void start_request(struct conn *c, uint64_t due_ns) {
     c->due_ns = due_ns;
     c->request = &requests[request_next];
     request_next = request_next + 1 < request_count ? request_next + 1 : 0;
+    if (options.marked)
+        mark(c);
     c->sent = c->head_len = 0;
     c->body = 0;
     c->event_open = false;
@@ -298,7 +349,7 @@ static void shake(struct conn *c) {
     char text[256];
     ERR_error_string_n(ERR_get_error(), text, sizeof text);
     ERR_clear_error();
-    error_seen(&count.connect_failed, "TLS handshake: %s", text);
+    error_seen(c, &count.connect_failed, "TLS handshake: %s", text);
     reopen(c);
 }
 
@@ -307,7 +358,7 @@ static void connected(struct conn *c) {
     socklen_t len = sizeof error;
     getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &len);
     if (error) {
-        error_seen(&count.connect_failed, "connect: %s", strerror(error));
+        error_seen(c, &count.connect_failed, "connect: %s", strerror(error));
         reopen(c);
         return;
     }
@@ -333,8 +384,13 @@ static void open_connection(struct conn *c) {
     c->state = CONNECTING;
     c->answered = false;
     c->due_ns = now_ns();
+    c->opened_ns = c->due_ns;
     if (connect(c->fd, (struct sockaddr *)&target, sizeof target) < 0 && errno != EINPROGRESS)
         fail("connect: %s", strerror(errno));
+    struct sockaddr_in ours = {0};
+    socklen_t len = sizeof ours;
+    getsockname(c->fd, (struct sockaddr *)&ours, &len);
+    c->port = ntohs(ours.sin_port);
     interest(c, EPOLLOUT, EPOLL_CTL_ADD);
 }
 
@@ -358,9 +414,13 @@ static void first_good(struct conn *c) {
 static void answered(struct conn *c) {
     uint64_t now = now_ns();
     if (c->status != 200) {
-        error_seen(&count.bad_status, "status %d", c->status);
+        error_seen(c, &count.bad_status, "status %d", c->status);
     } else if (options.expect_bytes >= 0 && c->body != (uint64_t)options.expect_bytes) {
-        error_seen(&count.bad_length, "a body of %lu bytes instead of %ld", c->body, options.expect_bytes);
+        error_seen(c, &count.bad_length, "a body of %lu bytes instead of %ld", c->body, options.expect_bytes);
+    } else if (options.marked && !marker_found(&c->marker)) {
+        error_seen(c, &count.bad_marker, "an answer without a marker");
+    } else if (options.marked && memcmp(c->marker.digits, c->own.bytes + c->own.digits_at, MARKER_DIGITS) != 0) {
+        error_seen(c, &count.bad_marker, "another request's answer");
     } else {
         failures = 0;
         count.requests++;
@@ -414,6 +474,8 @@ static void count_events(struct conn *c, const char *p, size_t n) {
 
 static void body_bytes(struct conn *c, const char *p, size_t n) {
     c->body += n;
+    if (options.marked)
+        marker_next(&c->marker, p, n);
     if (options.mode == SSE && c->status == 200)
         count_events(c, p, n);
 }
@@ -593,6 +655,7 @@ static void begin_window(void) {
     for (unsigned i = 0; i < options.connections; i++)
         conns[i].chunks.count = conns[i].event_ns = 0;
     first_error[0] = 0;
+    failed_count = 0;
     in_window = true;
     begin_ns = now_ns();
     window_end_ns = options.seconds > 0 ? begin_ns + (uint64_t)(options.seconds * 1e9) : 0;
@@ -613,10 +676,18 @@ static void end_window(void) {
            names[options.mode], options.tls ? "true" : "false", options.connections, seconds, count.requests,
            (double)count.requests / seconds, count.bytes, count.events, chunks, count.reconnects, count.lost,
            backlog_len);
-    printf("\"errors\":{\"status\":%lu,\"length\":%lu,\"connect\":%lu,\"broken\":%lu,\"first\":", count.bad_status,
-           count.bad_length, count.connect_failed, count.broken);
+    printf("\"errors\":{\"status\":%lu,\"length\":%lu,\"connect\":%lu,\"broken\":%lu,\"marker\":%lu,\"first\":",
+           count.bad_status, count.bad_length, count.connect_failed, count.broken, count.bad_marker);
     print_json_string(first_error);
-    printf("},\"latency_us\":{\"p50\":%.1f,\"p90\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"max\":%.1f,\"mean\":%.1f}}\n",
+    printf("},\"failures\":%lu,\"failed\":[", failed_count);
+    for (uint64_t i = 0; i < failed_count && i < FAILED_MAX; i++) {
+        const struct failed *f = &failed[i];
+        printf("%s{\"port\":%u,\"opened\":%.6f,\"ended\":%.6f,\"foreign\":%s,\"error\":", i ? "," : "", f->port,
+               (double)f->opened_ns / 1e9, (double)f->ended_ns / 1e9, f->foreign ? "true" : "false");
+        print_json_string(f->what);
+        putchar('}');
+    }
+    printf("],\"latency_us\":{\"p50\":%.1f,\"p90\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"max\":%.1f,\"mean\":%.1f}}\n",
            latency_us(0.5), latency_us(0.9), latency_us(0.99), latency_us(0.999), (double)latency.max / 1000,
            latency.count ? latency.sum / (double)latency.count / 1000 : 0.0);
     fflush(stdout);
@@ -649,8 +720,9 @@ static void on_control(void) {
 
 static struct request compose_request(const char *key, const char *model) {
     char head[1024], before[512];
-    snprintf(before, sizeof before, "{\"model\":\"%s\",%s\"max_tokens\":256,\"temperature\":0,\"messages\":[{\"role\":\"user\",\"content\":\"",
-             model, options.mode == SSE ? "\"stream\":true," : "");
+    snprintf(before, sizeof before, "{\"model\":\"%s\",%s%s\"max_tokens\":256,\"temperature\":0,\"messages\":[{\"role\":\"user\",\"content\":\"",
+             model, options.mode == SSE ? "\"stream\":true," : "",
+             options.marked ? "\"user\":\"" MARKER "0000000000000000\"," : "");
     const char *after = "\"}]}";
     size_t fixed = strlen(before) + strlen(after);
     size_t body_len = options.request_bytes > fixed ? options.request_bytes : fixed;
@@ -660,7 +732,7 @@ static struct request compose_request(const char *key, const char *model) {
                      options.path, options.host, options.port, key, body_len);
     if (n >= (int)sizeof head)
         fail("path or key is too long");
-    struct request made = {malloc((size_t)n + body_len + 1), 0};
+    struct request made = {malloc((size_t)n + body_len + 1), 0, 0};
     if (!made.bytes)
         fail("memory");
     char *p = stpcpy(stpcpy(made.bytes, head), before);
@@ -668,6 +740,8 @@ static struct request compose_request(const char *key, const char *model) {
         *p++ = "What is a gateway? "[i % 19];
     p = stpcpy(p, after);
     made.len = (size_t)(p - made.bytes);
+    if (options.marked)
+        made.digits_at = (size_t)((char *)memmem(made.bytes + n, body_len, MARKER, MARKER_WORD) - made.bytes) + MARKER_WORD;
     return made;
 }
 
@@ -746,8 +820,9 @@ static void compose_tls(void) {
 static void usage(FILE *to) {
     fprintf(to, "usage: load --mode unary|handshake|sse|rate --port N [--host 127.0.0.1] [--path /v1/chat/completions] [--key KEY]\n"
                 "            [--model bench] [--connections 64] [--request-bytes 1024] [--expect-bytes N] [--rate 1000]\n"
-                "            [--keys FILE] [--models FILE] [--opening N] [--tls] [--ca FILE] [--seconds S]\n"
+                "            [--keys FILE] [--models FILE] [--opening N] [--tls] [--ca FILE] [--seconds S] [--marked]\n"
                 "--keys, --models: one a line, taken in turn. --opening: at most so many connections in the making, 0 = all.\n"
+                "--marked: each request has a marker that its answer must say back (the stub does with --echo); no streams.\n"
                 "Without --seconds the lines `begin` and `end` on standard input open and close the window.\n"
                 "Without --ca the certificate is not verified.\n");
 }
@@ -766,7 +841,7 @@ static void read_options(int argc, char **argv) {
         {"mode", 1, 0, 'm'},        {"port", 1, 0, 'p'},          {"host", 1, 0, 'H'},         {"path", 1, 0, 'P'},
         {"key", 1, 0, 'k'},         {"model", 1, 0, 'M'},         {"connections", 1, 0, 'c'},  {"request-bytes", 1, 0, 'b'},
         {"expect-bytes", 1, 0, 'e'}, {"rate", 1, 0, 'r'},         {"tls", 0, 0, 't'},          {"ca", 1, 0, 'a'},
-        {"keys", 1, 0, 'K'},        {"models", 1, 0, 'L'},        {"opening", 1, 0, 'o'},
+        {"keys", 1, 0, 'K'},        {"models", 1, 0, 'L'},        {"opening", 1, 0, 'o'},   {"marked", 0, 0, 'x'},
         {"seconds", 1, 0, 's'},     {"help", 0, 0, 'h'},          {0, 0, 0, 0}};
     for (int o; (o = getopt_long(argc, argv, "h", long_options, NULL)) != -1;) {
         switch (o) {
@@ -785,6 +860,7 @@ static void read_options(int argc, char **argv) {
         case 'K': options.keys = optarg; break;
         case 'L': options.models = optarg; break;
         case 'o': options.opening = (unsigned)atoi(optarg); break;
+        case 'x': options.marked = true; break;
         case 's': options.seconds = atof(optarg); break;
         case 'h': usage(stdout); exit(0);
         default: usage(stderr); exit(2);
@@ -793,7 +869,7 @@ static void read_options(int argc, char **argv) {
     options.tls = options.tls || options.mode == HANDSHAKE;
     target = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons((uint16_t)options.port)};
     if (options.port < 1 || options.port > 65535 || options.connections < 1 || options.connections >= CONNECTIONS_MAX ||
-        options.rate <= 0 || inet_pton(AF_INET, options.host, &target.sin_addr) != 1) {
+        options.rate <= 0 || (options.marked && options.mode == SSE) || inet_pton(AF_INET, options.host, &target.sin_addr) != 1) {
         usage(stderr);
         exit(2);
     }
@@ -810,6 +886,7 @@ int main(int argc, char **argv) {
     read_options(argc, argv);
     signal(SIGPIPE, SIG_IGN);
     compose_requests();
+    next_marker = (uint64_t)getpid() << 40; /* two loads at the same time have no marker in common */
     if (options.tls)
         compose_tls();
     struct rlimit files;

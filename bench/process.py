@@ -35,6 +35,11 @@ class Memory:
     processes: int
 
 
+def parse_state(text: str) -> str:
+    """The letter of a process's state in a line of /proc/PID/stat: R, S, T, ..."""
+    return text.rpartition(") ")[2][0]
+
+
 def parse_stat(text: str) -> Stat:
     """Reads one line of /proc/PID/stat; the name in brackets may itself hold blanks and brackets."""
     pid, _, rest = text.partition(" (")

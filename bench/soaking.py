@@ -1,9 +1,10 @@
 """An hour of the service at 70 % of what it can do, and what must be true at the end.
 
-Two loads run at the same time. One carries markers (tests/kit/storm.py): plaintext and TLS, one answer and streams,
-fresh connections and kept ones, against the simulator; every answer must be its own request's. The other is pressure
-(bench/load.c against bench/stub.c), plaintext and TLS in halves, at a share of the capacity that is measured first,
-with the markers' load already running. Meanwhile workers are killed, the service reloaded or upgraded, if asked for.
+Two loads run at the same time, and each request of both carries a marker of its own, which its answer must say. The
+storm (tests/kit/storm.py) is plaintext and TLS, one answer and streams, fresh connections and kept ones, against the
+simulator. The other is pressure (bench/load.c against bench/stub.c), plaintext and TLS in halves, at a share of the
+capacity that is measured first, with the storm already running. Meanwhile workers are killed, the service reloaded or
+upgraded, if asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ascproxy.supervisor.predecessors import IDLE_MS
 from bench import lines, machine, native, process, verdict
 from bench.subject import MODEL, Place, Subject
 from tests.kit.service import Service, Simulator, command
-from tests.kit.storm import Storm, Way
+from tests.kit.storm import PATIENCE_S, Storm, Way
 
 SIM = ("--tokens", "6", "--rate", "100")
 WAYS = (Way(), Way(stream=True), Way(tls=True), Way(tls=True, stream=True))
@@ -36,6 +37,8 @@ WORKERS = 2
 CAPACITY_S = 3.0
 CONNECTIONS = 32
 QUIET_S = 30.0  # for the last connections of a load to be closed, those of pools too
+# For workers that were replaced to end: how long they keep idle connections, and the last answers of the load.
+DRAINED_S = IDLE_MS / 1000 + 2 * PATIENCE_S
 UPGRADE = signal.SIGUSR2
 
 
@@ -140,6 +143,20 @@ class Watch:
             if kib is not None:
                 self.memory.setdefault(pid, []).append((at, kib))
 
+    def draining(self) -> frozenset[int]:
+        """Workers that another one has replaced and that still live, by the service's own word."""
+        told = {worker["pid"] for worker in self.service.status()["workers"] if worker["state"] == "draining"}
+        return frozenset(told & set(process.children(self.root)))
+
+    async def drained(self) -> frozenset[int]:
+        """Waits for replaced workers to end; those that have not when patience ends."""
+        end = time.monotonic() + DRAINED_S
+        while left := await asyncio.to_thread(self.draining):
+            if time.monotonic() > end:
+                break
+            await asyncio.sleep(0.5)
+        return left
+
     async def quiet(self) -> dict[int, int | None]:
         """Descriptors of each, once they are as few as before, or when patience ends."""
         end = time.monotonic() + QUIET_S
@@ -153,7 +170,7 @@ class Watch:
                 return now
             await asyncio.sleep(0.1)
 
-    def processes(self, after: dict[int, int | None]) -> tuple[verdict.Process, ...]:
+    def processes(self, after: dict[int, int | None], draining: frozenset[int]) -> tuple[verdict.Process, ...]:
         """What is judged."""
         return tuple(
             verdict.Process(
@@ -162,6 +179,7 @@ class Watch:
                 tuple(points),
                 descriptors_before=known + self.spare if (known := self.before.get(pid)) is not None else None,
                 descriptors_after=after.get(pid),
+                draining=pid in draining,
             )
             for pid, points in self.memory.items()
         )
@@ -170,10 +188,20 @@ class Watch:
 # -- what is done to it
 
 
+def wait_stopped(pid: int) -> None:
+    """Returns when a process that was sent SIGSTOP has stopped: until then it may still accept a connection."""
+    end = time.monotonic() + 1
+    while process.parse_state(Path(f"/proc/{pid}/stat").read_text()) != "T":
+        if time.monotonic() > end:
+            raise machine.StartError(f"process {pid} does not stop")
+        time.sleep(0.001)
+
+
 def kill_one(watch: Watch) -> verdict.Kill:
     """Kills a worker. It is stopped first, so that what it has open can be read without a race."""
     victim = min(watch.workers())
     os.kill(victim, signal.SIGSTOP)
+    wait_stopped(victim)
     listening = {watch.service.http_port, watch.service.https_port}
     ports = callers(Path("/proc/net/tcp").read_text(), socket_inodes(victim), listening)
     at = time.monotonic()
@@ -286,7 +314,7 @@ def capacity(target: Target, *, tls: bool) -> float:
 
 def press(target: Target, rate: float, *, tls: bool) -> lines.Load:
     """Starts an open loop at a rate, its window open. StartError."""
-    line = lines.Line("pressure", "", "rate", tls=tls, connections=CONNECTIONS, rate=max(1, round(rate)))
+    line = lines.Line("pressure", "", "rate", tls=tls, connections=CONNECTIONS, rate=max(1, round(rate)), marked=True)
     load = lines.Load(line, target, set(os.sched_getaffinity(0)))
     load.expect("ready")
     load.tell("begin")
@@ -298,17 +326,21 @@ def relieve(name: str, load: lines.Load, rate: float) -> verdict.Pressure:
     try:
         told = load.tell("end")
     except machine.StartError as error:  # it gave up: nothing after that was answered
-        return verdict.Pressure(name, due=1, answered=0, failed=1, first_error=str(error))
+        gone = verdict.Failure(time.monotonic(), time.monotonic(), 0, str(error))
+        return verdict.Pressure(name, due=1, answered=0, failures=(gone,))
     finally:
         load.stop()
-    errors = told["errors"]
+    failures = tuple(
+        verdict.Failure(one["opened"], one["ended"], one["port"], one["error"], one["foreign"])
+        for one in told["failed"]
+    )
     return verdict.Pressure(
         name,
         due=round(max(1, round(rate)) * told["seconds"]),
         answered=told["requests"],
-        failed=sum(v for k, v in errors.items() if k != "first"),
+        failures=failures,
         lost=told["lost"],
-        first_error=errors["first"],
+        untold=told["failures"] - len(failures),
     )
 
 
@@ -326,7 +358,7 @@ def options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--for", type=float, default=3600, dest="seconds", help="seconds of load (default 3600)")
     parser.add_argument("--share", type=float, default=0.7, help="of the measured capacity, as pressure (default 0.7)")
     parser.add_argument("--rate", type=float, help="pressure in requests a second, instead of a share of the capacity")
-    parser.add_argument("--markers", type=float, default=100, help="requests a second that carry markers (default 100)")
+    parser.add_argument("--markers", type=float, default=100, help="requests a second of the storm (default 100)")
     parser.add_argument("--kill", type=float, default=0, metavar="S", help="kill -9 a worker every S seconds")
     parser.add_argument("--reload", type=float, default=0, metavar="S", help="reload with a change every S seconds")
     parser.add_argument("--upgrade", type=float, default=0, metavar="S", help="upgrade in place every S seconds")
@@ -348,7 +380,7 @@ def running() -> Iterator[tuple[Service, lines.Stub]]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ascproxy-soak-")))
         simulator = stack.enter_context(Simulator(*SIM))
-        stub = lines.Stub(min(os.sched_getaffinity(0)))
+        stub = lines.Stub(min(os.sched_getaffinity(0)), echo=True)
         stack.callback(stub.stop)
         os.sched_setaffinity(stub.child.pid, os.sched_getaffinity(0))
 
@@ -375,7 +407,7 @@ def running() -> Iterator[tuple[Service, lines.Stub]]:
 
 async def load_it(
     chosen: argparse.Namespace, service: Service, watch: Watch, actions: Actions
-) -> tuple[Storm, float, list[verdict.Pressure], dict[str, Any], dict[int, int | None]]:
+) -> tuple[Storm, float, list[verdict.Pressure], dict[str, Any], tuple[verdict.Process, ...]]:
     """The loads from their begin to the last closed connection."""
     storm = Storm(service, chosen.markers, float("inf"), WAYS, keep_good=False)
     target = Target(service)
@@ -415,8 +447,9 @@ async def load_it(
             relieve(f"pressure {'TLS' if tls else 'plaintext'}", load, rates[tls]) for tls, load in loads.items()
         ]
     await asyncio.to_thread(watch.sample, time.monotonic())
-    say("the load is over; waiting for the last connections to be closed")
-    return storm, begin, pressures, facts, await watch.quiet()
+    say("the load is over; waiting for replaced workers to end and for the last connections to be closed")
+    draining = await watch.drained()
+    return storm, begin, pressures, facts, watch.processes(await watch.quiet(), draining)
 
 
 def restarts(service: Service) -> int:
@@ -438,7 +471,7 @@ def soak(chosen: argparse.Namespace) -> verdict.Observed:
             )
         watch.before = watch.count()
         since = time.monotonic()
-        storm, begin, pressures, facts, after = asyncio.run(load_it(chosen, service, watch, actions))
+        storm, begin, pressures, facts, processes = asyncio.run(load_it(chosen, service, watch, actions))
         end = time.monotonic()
         replaced = None if actions.upgrades else restarts(service)
         code = service.stop()
@@ -453,7 +486,7 @@ def soak(chosen: argparse.Namespace) -> verdict.Observed:
         upgrades=actions.upgrades,
         restarts=replaced,
         pressures=tuple(pressures),
-        processes=watch.processes(after),
+        processes=processes,
         exit_code=code,
         facts={**machine.description(), **facts, "seconds": round(end - since, 1), "slowest_s": storm.slowest_s},
     )
@@ -463,11 +496,12 @@ def text(seen: verdict.Observed, found: list[str]) -> str:
     """The report for people."""
     shown = [
         f"{seen.facts['cpu']}, {seen.facts['cores']} cores, {seen.facts['kernel']}; {WORKERS} workers",
-        f"markers: {seen.requests:,} requests, {len(seen.failures)} failed, "
-        f"{sum(verdict.owed_to(f, seen.kills) for f in seen.failures)} of them on connections of killed workers",
+        f"storm: {seen.requests:,} requests, {len(seen.failures)} failed, "
+        f"{verdict.owed(seen.failures, seen.kills)} of them on connections of killed workers",
     ]
     shown += [
-        f"{p.name}: {p.answered:,} of {p.due:,} answered, {p.failed} failed, {p.lost} lost and sent again"
+        f"{p.name}: {p.answered:,} of {p.due:,} answered, {len(p.failures) - p.lost} failed, {p.lost} lost and sent "
+        f"again, {verdict.owed(p.failures, seen.kills)} of them on connections of killed workers"
         for p in seen.pressures
     ]
     shown.append(f"{len(seen.kills)} kills, {seen.reloads} reloads, {seen.upgrades} upgrades")

@@ -3,7 +3,8 @@
  * One process, one thread, epoll, HTTP/1.1 keep-alive, nothing allocated and nothing formatted per request: every answer is
  * composed once at start. A POST gets a chat completion of fixed size; with `"stream":true` in its body an SSE stream that
  * sends one event each interval, all streams in one turn of one timer, until the client leaves or --count is reached. Heads,
- * the first event and the terminators are those that vLLM sends. */
+ * the first event and the terminators are those that vLLM sends. With --echo a chat completion says the marker of its
+ * request back, from a copy that each connection has. */
 #define _GNU_SOURCE
 #include "http.h"
 
@@ -45,7 +46,9 @@ struct conn {
     uint32_t in_len;
     uint32_t carry_len;
     char carry[CARRY]; /* last bytes of the body so far: a match may span two reads */
+    struct marker marker;
     char in[IN_BYTES];
+    char *echo; /* --echo: this descriptor's copy of the completion; kept for the connections after this one */
 };
 
 struct answer {
@@ -59,6 +62,7 @@ static size_t streams_open;
 static size_t fd_limit;
 static int loop_fd;
 static struct answer completion, health, models, not_found, too_large, stream_start, stream_event, stream_end;
+static size_t echo_at; /* where the digits of the marker are in the completion */
 static char stats_text[1024];
 static struct {
     uint64_t requests, connections, events, skipped, late, bad;
@@ -67,7 +71,8 @@ static struct {
     unsigned port, unary_bytes, event_bytes, interval_ms;
     uint64_t count;
     const char *model;
-} options = {0, 1500, 180, 20, 0, "bench"};
+    bool echo;
+} options = {0, 1500, 180, 20, 0, "bench", false};
 
 static void fail(const char *what) {
     fprintf(stderr, "stub: %s: %s\n", what, strerror(errno));
@@ -117,8 +122,8 @@ static void compose_answers(void) {
     char before[512];
     snprintf(before, sizeof before,
              "{\"id\":\"chatcmpl-b5c0792cd975ce95\",\"object\":\"chat.completion\",\"created\":1795418397,\"model\":\"%s\","
-             "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"",
-             options.model);
+             "\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\",\"content\":\"%s",
+             options.model, options.echo ? MARKER "0000000000000000 " : "");
     const char *after =
         "\",\"refusal\":null,\"annotations\":null,\"audio\":null,\"function_call\":null,\"reasoning\":null},\"logprobs\":null,"
         "\"finish_reason\":\"length\",\"stop_reason\":null,\"token_ids\":null,\"routed_experts\":null}],\"service_tier\":null,"
@@ -129,6 +134,8 @@ static void compose_answers(void) {
     char *body = padded(before, after, options.unary_bytes, "--unary-bytes");
     completion = compose("200 OK", "application/json", body, options.unary_bytes);
     free(body);
+    if (options.echo)
+        echo_at = (size_t)((char *)memmem(completion.bytes, completion.len, MARKER, MARKER_WORD) - completion.bytes) + MARKER_WORD;
 
     health = compose("200 OK", "text/plain", "", 0);
     int n = snprintf(before, sizeof before,
@@ -242,6 +249,8 @@ static bool answer(struct conn *c, struct answer a) {
 /* Looks for `"stream":true` in a piece of the body, JSON blanks allowed around the colon, across pieces. */
 static void scan(struct conn *c, const char *p, size_t n) {
     char window[CARRY * 2];
+    if (options.echo)
+        marker_next(&c->marker, p, n);
     const char *from = p;
     size_t len = n;
     if (c->carry_len > 0) {
@@ -283,13 +292,28 @@ static void scan(struct conn *c, const char *p, size_t n) {
     }
 }
 
+/* The completion with the marker of this request in it; one without a marker is answered with zeros, which are nobody's. */
+static struct answer echoed(struct conn *c) {
+    if (!c->echo) {
+        c->echo = malloc(completion.len);
+        if (!c->echo)
+            fail("memory");
+        memcpy(c->echo, completion.bytes, completion.len);
+    }
+    if (marker_found(&c->marker))
+        memcpy(c->echo + echo_at, c->marker.digits, MARKER_DIGITS);
+    else
+        memset(c->echo + echo_at, '0', MARKER_DIGITS);
+    return (struct answer){c->echo, completion.len};
+}
+
 static bool respond(struct conn *c) {
     counters.requests++;
     c->state = HEAD;
     switch (c->target) {
     case COMPLETION:
         if (!c->wants_stream)
-            return answer(c, completion);
+            return answer(c, options.echo ? echoed(c) : completion);
         c->state = STREAMING;
         c->sent = 0;
         c->stream = (uint32_t)streams_open;
@@ -342,6 +366,7 @@ static ssize_t advance(struct conn *c, const char *p, size_t n) {
         c->target = target_of(p, head_len);
         c->wants_stream = false;
         c->carry_len = 0;
+        c->marker.at = 0;
         c->close_after = h.close;
         if (h.chunked) {
             c->chunks = (struct chunks){0};
@@ -474,15 +499,15 @@ static void on_tick(int timer) {
 }
 
 static void usage(FILE *to) {
-    fprintf(to, "usage: stub --port N [--unary-bytes 1500] [--event-bytes 180] [--interval-ms 20] [--count 0] [--model bench]\n"
+    fprintf(to, "usage: stub --port N [--unary-bytes 1500] [--event-bytes 180] [--interval-ms 20] [--count 0] [--model bench] [--echo]\n"
                 "Answers POST with a chat completion, or an SSE stream if the body has \"stream\":true; GET /health, /v1/models,\n"
-                "/stats. --count: events of a stream, 0 = until the client leaves.\n");
+                "/stats. --count: events of a stream, 0 = until the client leaves. --echo: completions say the marker of their request.\n");
 }
 
 static void read_options(int argc, char **argv) {
     static const struct option long_options[] = {
         {"port", 1, 0, 'p'},  {"unary-bytes", 1, 0, 'u'}, {"event-bytes", 1, 0, 'e'}, {"interval-ms", 1, 0, 'i'},
-        {"count", 1, 0, 'c'}, {"model", 1, 0, 'm'},       {"help", 0, 0, 'h'},        {0, 0, 0, 0}};
+        {"count", 1, 0, 'c'}, {"model", 1, 0, 'm'},       {"echo", 0, 0, 'E'},         {"help", 0, 0, 'h'},        {0, 0, 0, 0}};
     for (int o; (o = getopt_long(argc, argv, "h", long_options, NULL)) != -1;) {
         switch (o) {
         case 'p': options.port = (unsigned)atoi(optarg); break;
@@ -491,6 +516,7 @@ static void read_options(int argc, char **argv) {
         case 'i': options.interval_ms = (unsigned)atoi(optarg); break;
         case 'c': options.count = strtoull(optarg, NULL, 10); break;
         case 'm': options.model = optarg; break;
+        case 'E': options.echo = true; break;
         case 'h': usage(stdout); exit(0);
         default: usage(stderr); exit(2);
         }

@@ -44,19 +44,20 @@ class Process:
     memory: tuple[tuple[float, int], ...]
     descriptors_before: int | None = None
     descriptors_after: int | None = None
+    draining: bool = False  # still, when descriptors were counted after the load
 
 
 @dataclass(frozen=True, slots=True)
 class Pressure:
-    """The load without markers: what was due and what was answered, what failed, and requests that were lost with their
-    connection and sent again."""
+    """The load at a rate: what was due and what was answered in time. `failures` are the requests that failed and those
+    that were lost with their connection and sent again, which are `lost`. `untold`: failures beyond those."""
 
     name: str
     due: int
     answered: int
-    failed: int = 0
+    failures: tuple[Failure, ...] = ()
     lost: int = 0
-    first_error: str = ""
+    untold: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,8 @@ class Observed:
     def as_json(self) -> dict[str, Any]:
         """For the report; ports of kills and single points of memory are left out."""
         found = asdict(self)
+        for p, told in zip(self.pressures, found["pressures"], strict=True):
+            told["owed_to_kills"] = owed(p.failures, self.kills)
         found["kills"] = [{"at": kill.at, "pid": kill.pid, "connections": len(kill.ports)} for kill in self.kills]
         found["processes"] = [
             {
@@ -119,35 +122,41 @@ def owed_to(failure: Failure, kills: Iterable[Kill]) -> bool:
     return any(failure.port in kill.ports and failure.opened <= kill.at <= failure.ended for kill in kills)
 
 
+def owed(failures: Iterable[Failure], kills: Iterable[Kill]) -> int:
+    """How many of them a kill explains."""
+    return sum(owed_to(failure, kills) for failure in failures)
+
+
 def violations(seen: Observed) -> list[str]:
     """A sentence for each promise that was broken; none: the soak passed."""
     return [*_answers(seen), *_pressure(seen), *_memory(seen), *_descriptors(seen), *_life(seen)]
 
 
-def _answers(seen: Observed) -> list[str]:
-    found = []
-    foreign = [f for f in seen.failures if f.foreign]
-    if foreign:
-        found.append(f"{len(foreign)} answers were another request's")
-    broken = [f for f in seen.failures if not f.foreign and not owed_to(f, seen.kills)]
+def _requests(failures: Iterable[Failure], made: int, kills: tuple[Kill, ...]) -> list[str]:
+    """What is wrong with the requests of one load: each failure needs a kill of its own that explains it, and nothing
+    explains an answer that is another request's."""
+    foreign = [f for f in failures if f.foreign]
+    found = [f"{len(foreign)} answers were another request's; the first: {foreign[0].error}"] if foreign else []
+    broken = [f for f in failures if not f.foreign and not owed_to(f, kills)]
     if broken:
-        where = ", on connections that no killed worker had" if seen.kills else ""
-        found.append(f"{len(broken)} of {seen.requests} requests failed{where}; the first: {broken[0].error}")
+        where = ", on connections that no killed worker had" if kills else ""
+        found.append(f"{len(broken)} of {made:,} requests failed{where}; the first: {broken[0].error}")
+    return found
+
+
+def _answers(seen: Observed) -> list[str]:
+    found = _requests(seen.failures, seen.requests, seen.kills)
     if seen.requests < KEPT_MIN * seen.requests_due:
-        found.append(f"only {seen.requests:,} of {seen.requests_due:,} requests with markers were made")
+        found.append(f"only {seen.requests:,} of {seen.requests_due:,} requests of the storm were made")
     return found
 
 
 def _pressure(seen: Observed) -> list[str]:
     found = []
-    # Whose connection it was is not known here: no more can be lost than the killed workers had.
-    excused = sum(len(kill.ports) for kill in seen.kills)
     for p in seen.pressures:
-        bad = p.failed + p.lost
-        if bad > excused:
-            least = f", where the killed workers had {excused} connections" if seen.kills else ""
-            said = p.first_error or "the connection was lost"
-            found.append(f"{p.name}: {p.failed} requests failed and {p.lost} were lost{least}; the first: {said}")
+        found += [f"{p.name}: {wrong}" for wrong in _requests(p.failures, p.due, seen.kills)]
+        if p.untold:
+            found.append(f"{p.name}: {p.untold} more failures than the load tells one by one")
         if p.answered < KEPT_MIN * p.due:
             found.append(f"{p.name}: only {p.answered:,} of {p.due:,} requests were answered in time")
     return found
@@ -178,6 +187,9 @@ def _descriptors(seen: Observed) -> list[str]:
         found.append("descriptors were not counted before the load")
     for p in seen.processes:
         bound = before.get(p.role)
+        if p.draining:  # what it holds is not a leak, and nobody can say whether it has one
+            found.append(f"{p.role} {p.pid} still drains: its descriptors cannot be judged")
+            continue
         if p.descriptors_after is not None and bound is not None and p.descriptors_after > bound:
             found.append(f"{p.role} {p.pid} holds {p.descriptors_after} descriptors after the load, {bound} before it")
     return found

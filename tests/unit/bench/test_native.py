@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -103,6 +104,22 @@ def test_framing_that_cannot_be_followed_closes(stub: int, data: bytes) -> None:
     assert answers(stub, [data]) == b""
 
 
+MARKED = b'{"model":"bench","user":"m-mark marmarker-0123456789abcdef","n":1}'
+
+
+@pytest.fixture(scope="module")
+def echo() -> Iterator[int]:
+    with running_stub("--echo") as port:
+        yield port
+
+
+@pytest.mark.parametrize("cut", range(1, len(MARKED)))
+def test_a_marker_is_said_back_across_any_split(echo: int, cut: int) -> None:
+    said = answers(echo, [by_chunks(MARKED[:cut], MARKED[cut:]) + LAST])
+    contents = [json.loads(body[:1500])["choices"][0]["message"]["content"] for body in said.split(b"\r\n\r\n")[1:]]
+    assert [content[:23] for content in contents] == ["marker-0123456789abcdef", "marker-" + 16 * "0"]
+
+
 # ---- the load ----
 
 
@@ -117,8 +134,82 @@ def test_a_window_has_a_begin_and_an_end_without_errors(mode: str) -> None:
     with running_stub() as port:
         events = run_load(port, "--mode", mode, "--seconds", "0.2")
     assert [e["event"] for e in events] == ["ready", "begin", "end"]
-    assert events[-1]["errors"] == {"status": 0, "length": 0, "connect": 0, "broken": 0, "first": ""}
+    assert events[-1]["errors"] == {"status": 0, "length": 0, "connect": 0, "broken": 0, "marker": 0, "first": ""}
+    assert (events[-1]["failures"], events[-1]["failed"]) == (0, [])
     assert events[-1]["events" if mode == "sse" else "requests"]
+
+
+@pytest.mark.parametrize("mode", ["unary", "rate"])
+def test_each_request_has_a_marker_and_its_answer_says_it(mode: str) -> None:
+    with running_stub("--echo") as port:
+        events = run_load(port, "--mode", mode, "--marked", "--expect-bytes", "1500", "--seconds", "0.2")
+    assert [e["event"] for e in events] == ["ready", "begin", "end"]
+    assert events[-1]["requests"]
+    assert (events[-1]["failures"], events[-1]["failed"]) == (0, [])
+
+
+def test_an_answer_without_the_marker_is_an_error() -> None:
+    with running_stub() as port:
+        (event,) = run_load(port, "--mode", "unary", "--marked", "--seconds", "1")
+    assert "an answer without a marker" in str(event["reason"])
+
+
+def marker_of(connection: socket.socket) -> bytes:
+    """Of the next request, which comes in one piece or in a few."""
+    data = connection.recv(65536)
+    while b'"}]}' not in data:
+        data += connection.recv(65536)
+    return data.partition(b"marker-")[2][:16]
+
+
+def said(marker: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Length: 23\r\n\r\nmarker-" + marker
+
+
+def test_each_failure_is_told_with_its_port_and_the_life_of_its_connection() -> None:
+    """A good answer, somebody else's, one that breaks off, and a kept connection that is closed under a request."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        argv = [str(native.program("load")), "--port", str(listener.getsockname()[1]), "--connections", "1"]
+        before = time.monotonic()
+        with subprocess.Popen([*argv, "--marked"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            first, (_, first_port) = listener.accept()
+            with first:
+                marker = marker_of(first)
+                first.sendall(said(marker))
+                assert json.loads(child.stdout.readline())["event"] == "ready"
+                other = marker_of(first)
+                assert other != marker
+                child.stdin.write(b"begin\n")
+                child.stdin.flush()
+                assert json.loads(child.stdout.readline())["event"] == "begin"
+                first.sendall(said(marker))  # the answer of the request before
+                first.sendall(said(marker_of(first)))
+                marker_of(first)
+            # It was closed under a request that had no byte of an answer: that is sent again.
+            second, (_, second_port) = listener.accept()
+            with second:
+                second.sendall(said(marker_of(second))[:-1])
+            third, _ = listener.accept()
+            with third:
+                marker_of(third)
+                child.stdin.write(b"end\n")
+                child.stdin.flush()
+                told = json.loads(child.stdout.readline())
+            child.kill()
+    after = time.monotonic()
+    assert (told["requests"], told["lost"], told["failures"]) == (1, 1, 3)
+    assert (told["errors"]["marker"], told["errors"]["broken"]) == (1, 1)
+    assert [(one["port"], one["foreign"], one["error"]) for one in told["failed"]] == [
+        (first_port, True, "another request's answer"),
+        (first_port, False, "lost with its connection, and sent again"),
+        (second_port, False, "connection lost before the answer was complete"),
+    ]
+    opened = [one["opened"] for one in told["failed"]]
+    ended = [one["ended"] for one in told["failed"]]
+    assert before <= opened[0] == opened[1] < ended[0] < ended[1] <= opened[2] < ended[2] <= after
 
 
 def test_an_answer_of_another_length_is_an_error() -> None:

@@ -28,6 +28,7 @@ GOOD = Observed(
     processes=(flat(), flat(11, "supervisor"), flat(12, "control")),
 )
 FAILED = Failure(opened=49.0, ended=51.0, port=4711, error="ConnectionResetError")
+FOREIGN = replace(FAILED, foreign=True)
 KILL = Kill(at=50.0, pid=9, ports=frozenset({4711, 4712}))
 
 
@@ -38,14 +39,12 @@ def test_a_good_soak_has_no_violation() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"failures": (FAILED,)}, "1 of 10000 requests failed; the first: ConnectionResetError"),
-        ({"failures": (replace(FAILED, foreign=True),)}, "1 answers were another request's"),
-        ({"requests": 8_000}, "only 8,000 of 10,000 requests with markers were made"),
-        ({"pressures": (Pressure("p", 100, 100, failed=1, first_error="status 502"),)}, "1 requests failed and 0 were"),
-        (
-            {"pressures": (Pressure("p", 100, 100, lost=1),)},
-            "0 requests failed and 1 were lost; the first: the connection",
-        ),
+        ({"failures": (FAILED,)}, "1 of 10,000 requests failed; the first: ConnectionResetError"),
+        ({"failures": (FOREIGN,)}, "1 answers were another request's; the first: "),
+        ({"requests": 8_000}, "only 8,000 of 10,000 requests of the storm were made"),
+        ({"pressures": (Pressure("p", 100, 100, (FAILED,)),)}, "p: 1 of 100 requests failed; the first: Connection"),
+        ({"pressures": (Pressure("p", 100, 100, (FOREIGN,)),)}, "p: 1 answers were another request's; the first: "),
+        ({"pressures": (Pressure("p", 100, 100, untold=3),)}, "p: 3 more failures than the load tells one by one"),
         ({"pressures": (Pressure("p", 100, 80),)}, "only 80 of 100 requests were answered in time"),
         ({"processes": (flat(grows_mib=1.5),)}, "worker 10 grows by 1.5 MiB a minute; 1 is the bound"),
         (
@@ -58,6 +57,7 @@ def test_a_good_soak_has_no_violation() -> None:
             "control 11 grows by 3.0 MiB a minute",
         ),
         ({"processes": (flat(descriptors_after=21),)}, "worker 10 holds 21 descriptors after the load, 20 before it"),
+        ({"processes": (flat(), flat(13, draining=True, descriptors_after=90))}, "worker 13 still drains: its"),
         ({"restarts": 1}, "workers were replaced 1 times, and 0 were killed"),
         ({"kills": (KILL,)}, "workers were replaced 0 times, and 1 were killed"),
         ({"exit_code": 1}, "the service ended with exit code 1"),
@@ -89,15 +89,32 @@ def test_a_kill_excuses_what_was_open_to_the_killed_worker_and_nothing_else(fail
     assert (violations(seen) == []) is excused
 
 
-def test_a_kill_excuses_no_answer_of_another_request() -> None:
-    seen = replace(GOOD, failures=(replace(FAILED, foreign=True),), kills=(KILL,), restarts=1)
-    assert violations(seen) == ["1 answers were another request's"]
+@pytest.mark.parametrize("load", ["storm", "pressure"])
+def test_a_kill_excuses_no_answer_of_another_request(load: str) -> None:
+    seen = replace(GOOD, kills=(KILL,), restarts=1, **by(load, FOREIGN))
+    (found,) = violations(seen)
+    assert "1 answers were another request's" in found
 
 
-@pytest.mark.parametrize(("lost", "passes"), [(2, True), (3, False)])
-def test_the_pressure_may_lose_as_many_as_the_killed_workers_had(lost: int, passes: bool) -> None:
-    pressure = Pressure("p", due=100, answered=100, failed=1, lost=lost - 1)
-    assert (violations(replace(GOOD, pressures=(pressure,), kills=(KILL,), restarts=1)) == []) is passes
+def by(load: str, *failures: Failure) -> dict[str, Any]:
+    """The same failures in either of the two loads."""
+    if load == "storm":
+        return {"failures": failures}
+    return {"pressures": (Pressure("p", due=100, answered=100, failures=failures, lost=len(failures)),)}
+
+
+@pytest.mark.parametrize("load", ["storm", "pressure"])
+def test_each_failure_needs_a_kill_of_its_own(load: str) -> None:
+    """Two failures, on connections that a killed worker had; a third one on a connection of no killed worker is not
+    made up for by the kill having had more connections than have failed."""
+    many = replace(KILL, ports=frozenset(range(4711, 4811)))
+    owed_ = (FAILED, replace(FAILED, port=4712))
+    stray = replace(FAILED, port=5000, error="reset by nobody")
+    seen = replace(GOOD, kills=(many,), restarts=1)
+    assert violations(replace(seen, **by(load, *owed_))) == []
+    (found,) = violations(replace(seen, **by(load, *owed_, stray)))
+    assert "1 of " in found
+    assert "on connections that no killed worker had; the first: reset by nobody" in found
 
 
 def test_a_replaced_worker_is_not_judged_by_its_memory_but_by_its_descriptors() -> None:
@@ -118,6 +135,12 @@ def test_the_slope_is_of_most_pairs_and_a_step_does_not_move_it() -> None:
 
 def test_the_slope_of_an_hour_is_found_from_a_part_of_its_points() -> None:
     assert slope([(t, 1000 + t) for t in range(3600)]) == pytest.approx(60 / 1024)
+
+
+def test_the_report_says_how_many_failures_are_owed_to_kills() -> None:
+    told = replace(GOOD, kills=(KILL,), **by("pressure", FAILED, replace(FAILED, port=1))).as_json()
+    assert told["pressures"][0]["owed_to_kills"] == 1
+    assert [one["port"] for one in told["pressures"][0]["failures"]] == [4711, 1]
 
 
 def test_the_report_is_json_without_what_is_too_long() -> None:
