@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import socket
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -87,12 +88,22 @@ class Storm:
             await asyncio.sleep(0.01)
             self.lag = max(self.lag, loop.time() - due)
 
-    async def connect(self, way: Way) -> Kept:
-        opened = asyncio.get_running_loop().time()
-        if way.tls:
-            port = self.service.https_port
-            return Kept(opened, *await asyncio.open_connection("127.0.0.1", port, ssl=self._tls))
-        return Kept(opened, *await asyncio.open_connection("127.0.0.1", self.service.http_port))
+    async def connect(self, way: Way, outcome: Outcome) -> Kept:
+        """A new connection. The outcome knows its port before anything can go wrong: a TLS handshake can."""
+        loop = asyncio.get_running_loop()
+        outcome.opened = loop.time()
+        outside = socket.socket()
+        try:
+            outside.setblocking(False)
+            port = self.service.https_port if way.tls else self.service.http_port
+            await loop.sock_connect(outside, ("127.0.0.1", port))
+            outcome.port = outside.getsockname()[1]
+            tls, name = (self._tls, "127.0.0.1") if way.tls else (None, None)
+            streams = await asyncio.open_connection(sock=outside, ssl=tls, server_hostname=name)
+            return Kept(outcome.opened, *streams)
+        except BaseException:
+            outside.close()
+            raise
 
     def kept(self, way: Way) -> Kept | None:
         """A waiting connection that still lives."""
@@ -112,9 +123,10 @@ class Storm:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 if connection is None:
-                    connection = await self.connect(way)
-                outcome.opened = connection.opened
-                outcome.port = connection.writer.get_extra_info("sockname")[1]
+                    connection = await self.connect(way, outcome)
+                else:
+                    outcome.opened = connection.opened
+                    outcome.port = connection.writer.get_extra_info("sockname")[1]
                 marker = f"marker-{n}-of-this-storm"
                 body: dict[str, Any] = {
                     "model": self.model,
