@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ascproxy.control.serving import KEEP_ALIVE_S
 from ascproxy.supervisor.predecessors import IDLE_MS
 from bench import lines, machine, native, process, verdict
 from bench.subject import MODEL, Place, Subject
@@ -36,7 +37,8 @@ WAYS = (Way(), Way(stream=True), Way(tls=True), Way(tls=True, stream=True))
 WORKERS = 2
 CAPACITY_S = 3.0
 CONNECTIONS = 32
-QUIET_S = 30.0  # for the last connections of a load to be closed, those of pools too
+# For the last connections of a load to be closed, those of pools too; control keeps those of the commands the longest.
+QUIET_S = KEEP_ALIVE_S + 15
 # For workers that were replaced to end: how long they keep idle connections, and the last answers of the load.
 DRAINED_S = IDLE_MS / 1000 + 2 * PATIENCE_S
 UPGRADE = signal.SIGUSR2
