@@ -246,6 +246,7 @@ class Actions:
         self.reloads = 0
         self.upgrades = 0
         self.how = ""
+        self.upgrading: asyncio.Future[subprocess.CompletedProcess[str]] | None = None
         every: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             (chosen.kill, self.kill),
             (chosen.reload, self.reload),
@@ -272,11 +273,18 @@ class Actions:
         """In place."""
         self.upgrades += 1
         if self.how == "command":
-            done = await asyncio.to_thread(command, "upgrade", "--config", str(self.watch.service.folder))
-            if done.returncode != 0:
-                raise machine.StartError(f"`ascproxy upgrade` ended with exit code {done.returncode}: {done.stderr}")
+            folder = str(self.watch.service.folder)
+            self.upgrading = asyncio.ensure_future(asyncio.to_thread(command, "upgrade", "--config", folder))
+            await self.upgraded()
         else:
             self.watch.service.signal(UPGRADE)
+
+    async def upgraded(self) -> None:
+        """Waits for the upgrade under way, if there is one: the end of the load cancels who waits, not the upgrade."""
+        if self.upgrading is not None:
+            done = await asyncio.shield(self.upgrading)
+            if done.returncode != 0:
+                raise machine.StartError(f"`ascproxy upgrade` ended with exit code {done.returncode}: {done.stderr}")
 
     async def one(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         """One action, again and again."""
@@ -450,6 +458,7 @@ async def load_it(
         ]
     await asyncio.to_thread(watch.sample, time.monotonic())
     say("the load is over; waiting for replaced workers to end and for the last connections to be closed")
+    await actions.upgraded()
     draining = await watch.drained()
     return storm, begin, pressures, facts, watch.processes(await watch.quiet(), draining)
 

@@ -31,25 +31,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Vllm:
-    """``vllm serve`` of the tiny model on a port of its own."""
+    """``vllm serve`` of the tiny model on a port of its own. ``name`` is what its answers call the model; it knows it
+    by the common name as well. That tells which of several servers has answered.
 
-    def __init__(self, folder: Path, *extra: str) -> None:
+    A server is 2.8 GB of memory and one busy thread: three of them, as many as ever run at once, fit into 16 GB.
+    """
+
+    def __init__(self, folder: Path, *extra: str, name: str = MODEL, port: int = 0) -> None:
         env = Path(os.environ[VARIABLE]).absolute()
         model = folder / MODEL
         texts = sorted((ROOT / "docs").glob("*.md"))
         make = [str(env / "bin/python"), str(ROOT / "tests/real/make_tiny_model.py"), str(model), *map(str, texts)]
         subprocess.run(make, check=True)
-        self.port = free_port()
+        self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = (folder / "vllm.log").open("wb")
         quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
         small = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             [
-                str(env / "bin/vllm"), "serve", str(model), "--served-model-name", MODEL, "--host", "127.0.0.1",
-                "--port", str(self.port), "--load-format", "dummy", "--enforce-eager", "--max-model-len", "2048",
-                "--max-num-seqs", "16", "--dtype", "float32", "--enable-auto-tool-choice", "--tool-call-parser",
-                "hermes", "--enable-request-id-headers", *extra,
+                str(env / "bin/vllm"), "serve", str(model), "--served-model-name", *dict.fromkeys((name, MODEL)),
+                "--host", "127.0.0.1", "--port", str(self.port), "--load-format", "dummy", "--enforce-eager",
+                "--max-model-len", "2048", "--max-num-seqs", "16", "--dtype", "float32", "--enable-auto-tool-choice",
+                "--tool-call-parser", "hermes", "--enable-request-id-headers", *extra,
             ],
             env=os.environ | quiet | small | {"PATH": f"{env / 'bin'}:{os.environ['PATH']}"},
             cwd=folder, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True,
