@@ -135,9 +135,15 @@ class Seen:
         return {"x-request-id": self.name}
 
 
-async def long_stream(with_: Sdks, begun: asyncio.Event) -> Seen:
-    """A stream of many tokens; ``begun`` is set at its first one, or when there will be none."""
-    seen = Seen(began=time.monotonic())
+async def stream_on(with_: Sdks, streams: list[Seen], enough: asyncio.Event) -> None:
+    """One caller that always has a stream of many tokens under way."""
+    while not enough.is_set():
+        streams.append(Seen(began=time.monotonic()))
+        await long_stream(with_, streams[-1])
+
+
+async def long_stream(with_: Sdks, seen: Seen) -> None:
+    """A stream of many tokens. Who answers is known from its first content on."""
     try:
         stream = await with_.ai.chat.completions.create(
             model=MODEL,
@@ -148,15 +154,12 @@ async def long_stream(with_: Sdks, begun: asyncio.Event) -> Seen:
             extra_headers=seen.named,
         )
         async for chunk in stream:
-            seen.server = chunk.model
             if chunk.choices[0].delta.content:
-                begun.set()
+                seen.server = chunk.model
             seen.whole = seen.whole or chunk.choices[0].finish_reason == "length"
     except openai.APIError as error:
         seen.error = repr(error)
-    begun.set()
     seen.ended = time.monotonic()
-    return seen
 
 
 async def short(with_: Sdks, n: int) -> Seen:
@@ -228,31 +231,32 @@ def test_the_end_of_one_is_the_end_of_its_streams_only(
     """Long streams on both, and callers that ask on, while the second ends. What fails was under way on it then."""
     told = gone = 0.0
 
+    streams: list[Seen] = []
     meanwhile: list[Seen] = []
 
-    async def load() -> tuple[list[Seen], list[Seen]]:
+    def both_busy() -> bool:
+        streaming = {one.server for one in streams if not one.ended}
+        return {one.server for one in meanwhile} >= {MODEL, SECOND} and streaming >= {MODEL, SECOND}
+
+    async def load() -> list[Seen]:
         nonlocal told, gone
         enough = asyncio.Event()
         async with sdks(pair) as with_, asyncio.TaskGroup() as group:
-            begun = [asyncio.Event() for _ in range(STREAMS)]
-            streams = [group.create_task(long_stream(with_, one)) for one in begun]
-            for one in begun:
-                await asyncio.wait_for(one.wait(), 90)
+            for _ in range(STREAMS):
+                group.create_task(stream_on(with_, streams, enough))
             for n in range(CALLERS):
                 group.create_task(ask_on(with_, n, meanwhile, enough))
-            await asyncio.to_thread(
-                wait_for, lambda: {s.server for s in meanwhile} == {MODEL, SECOND}, "both answer callers besides", 60
-            )
+            await asyncio.to_thread(wait_for, both_busy, "both have streams under way, and answer callers besides", 90)
             told = time.monotonic()
             end(second)
             await asyncio.to_thread(wait_for, lambda: refuses(second.port), "the second server is gone", 60)
             gone = time.monotonic()
             afterwards = [await short(with_, n) for n in range(AFTERWARDS)]
             enough.set()
-        return [s.result() for s in streams], afterwards
+        return afterwards
 
     wait_for(lambda: vllm.metric(RUNNING) == 0, "the first server rests")
-    streams, afterwards = asyncio.run(load())
+    afterwards = asyncio.run(load())
 
     # Every failure is one of the second server, which had the request when it ended: the access log says who was asked.
     every = [*streams, *meanwhile, *afterwards]
@@ -265,9 +269,10 @@ def test_the_end_of_one_is_the_end_of_its_streams_only(
         assert lines[one.name].get("endpoint") == f"127.0.0.1:{second.port}", (one, lines[one.name])
         assert one.began < gone, one
         assert one.ended > told, one
-    # The streams: those that had begun on the second failed visibly, and no other.
-    assert Counter(one.server for one in streams).keys() == {MODEL, SECOND}
-    for one in streams:
+    # The streams that were under way: those that had begun on the second failed visibly, and no other.
+    cut = [one for one in streams if one.began < told < one.ended and one.server]
+    assert {one.server for one in cut} == {MODEL, SECOND}
+    for one in cut:
         assert (one.whole, bool(one.error)) == ((True, False) if one.server == MODEL else (False, True)), one
     # New requests: all of them whole, all of them by the first.
     assert {(one.failed, one.server) for one in afterwards} == {(False, MODEL)}
