@@ -107,13 +107,14 @@ class Asking:
     ``leg`` is what carries the request now, None while nothing does. ``until_ns``: monotonic deadline of all attempts.
     """
 
-    __slots__ = ("course", "index", "leg", "retried", "until_ns")
+    __slots__ = ("course", "hopped", "index", "leg", "retried", "until_ns")
 
     def __init__(self, course: Course, leg: Leg | None, until_ns: int) -> None:
         self.course = course
         self.index = 0 if leg is None else leg.index
         self.leg = leg
         self.retried = False
+        self.hopped = False  # gone on to another endpoint, which asks nobody twice and takes from no budget
         self.until_ns = until_ns
 
 
@@ -269,11 +270,11 @@ class Dispatcher:
             stream.trip(error.limit)
         step = after_connect(
             more_endpoints=len(asking.course.targets[asking.index]) > 1,
-            may_retry=self._may_retry(asking),
+            may_retry=not asking.hopped,
             more_targets=asking.index + 1 < len(asking.course.targets),
         )
         if step is Step.RETRY:
-            self._spend(asking)
+            asking.hopped = True
         elif step is Step.NEXT:
             asking.index += 1
         else:

@@ -625,6 +625,18 @@ async def test_retries_have_a_budget_of_a_tenth(world: Make) -> None:
     assert retried == 10 + 400 // 10 - 1 or retried == 10 + 400 // 10
 
 
+async def test_an_endpoint_that_stays_away_costs_no_request_however_long(world: Make) -> None:
+    """It is asked again once a second; going on to the other one asks nobody twice, so it takes from no budget."""
+    w = world(snapshot((route("chat"),), (provider("rack-a", 1, 2),)))
+    w.connector.down[1] = ConnectError("no")
+    for _ in range(100):
+        stream = await w.sent()
+        assert stream.upstream.endpoint == 2
+        w.core.answer(stream, keep=False)
+        w.clock.sleep_ms(1_001)
+    assert [e for e, _ in w.connector.asked].count(1) >= 49
+
+
 async def test_the_deadline_over_all_attempts_bounds_connecting(world: Make) -> None:
     w = world(two(total_ms=2_000))
     w.connector.gate = asyncio.Event()
