@@ -69,11 +69,17 @@ class Plan:
 class Listener:
     """A listening address: its name, its TLS context (one reference, read per new connection) and its limits.
 
-    ``limits`` are the attributes of :class:`ascproxy.model.node.Limits` by name.
+    ``limits`` are the attributes of :class:`ascproxy.model.node.Limits` by name. ``proxy_protocol``: each connection
+    has to be of ``trusted_peers`` (of the core) or of a Unix socket, and begins with a PROXY v2 header.
     """
 
-    def __init__(self, *, name: str, tls: TlsContext | None, limits: dict[str, int]) -> None: ...
+    def __init__(
+        self, *, name: str, tls: TlsContext | None, limits: dict[str, int], proxy_protocol: bool = False
+    ) -> None: ...
     tls: TlsContext | None
+    def take_refused(self) -> tuple[int, str, str] | None:
+        """How many connections ``proxy_protocol`` closed since the last call, why the last one was and from where."""
+
     @property
     def name(self) -> str: ...
 
@@ -97,7 +103,7 @@ class Stream:
     path: bytes | None
     query: bytes
     listener: Listener
-    peer: str
+    peer: str  # the caller: who is connected, or whom that speaks for (PROXY header, X-Forwarded-For of a trusted peer)
     request_id: bytes  # the client's when acceptable (SEMANTICS 5), else 32 hex digits
     credential: bytes | None  # of Authorization: Bearer, x-api-key
     credential_digest: bytes | None  # its SHA-256, 32 bytes
@@ -207,7 +213,8 @@ class Walk(Protocol):
 @final
 class Core:
     """The data path of one worker. ``limits`` as for Listener (upstream heads and node-wide bounds). ``trusted_peers``:
-    networks that are exempt from the caps per address, as 16 bytes (IPv4: ``::ffff:a.b.c.d``) and a number of bits."""
+    networks that are exempt from the caps per address and may speak for others, as 16 bytes (IPv4: ``::ffff:a.b.c.d``)
+    and a number of bits."""
 
     def __init__(
         self, *, walk: Walk, page: Page, limits: dict[str, int], trusted_peers: tuple[tuple[bytes, int], ...] = ()

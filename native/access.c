@@ -39,6 +39,11 @@ void access_line(Stream *s, uint64_t now)
     if (s->down != NULL)
         TEXT(&w, s->down->peer);
     put_literal(&w, "\"");
+    if (s->down != NULL && stream_client(s) != s->down->peer) {
+        put_literal(&w, ",\"client\":\"");
+        TEXT(&w, stream_client(s));
+        put_literal(&w, "\"");
+    }
     if (s->parsed) {
         put_literal(&w, ",\"method\":\"");
         put_span(&w, s, s->method, 32);

@@ -1,6 +1,6 @@
 /* The names of the limits that can trip: the one closed list that metrics (label `reason` of ascproxy_limit_trips_total),
  * access lines (member `limit`) and the documentation share. A name is the limit's own in the configuration; the three
- * steps of `memory_limit` have one each.
+ * steps of `memory_limit` have one each, and the two ways in which `proxy_protocol` refuses a connection.
  */
 #ifndef ASC_LIMIT_H
 #define ASC_LIMIT_H
@@ -8,6 +8,8 @@
 #include <stddef.h>
 
 #define LIMIT_NAMES(X) \
+    X(PROXY_UNTRUSTED, "proxy_untrusted") \
+    X(PROXY_HEADER, "proxy_header") \
     X(TLS_HANDSHAKE, "tls_handshake") \
     X(HEADER_TIMEOUT, "header_timeout") \
     X(IDLE_TIMEOUT, "idle_timeout") \

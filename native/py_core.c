@@ -140,7 +140,8 @@ static bool find_exempt(Core *core, PyObject *networks)
         return false;
     }
     memcpy(core->exempt, loopback, sizeof loopback);
-    core->n_exempt = sizeof loopback / sizeof loopback[0];
+    _Static_assert(sizeof loopback / sizeof loopback[0] == N_LOOPBACK, "what is not loopback is trusted");
+    core->n_exempt = N_LOOPBACK;
     for (Py_ssize_t i = 0; i < n; i++) {
         const char *bytes;
         Py_ssize_t len;

@@ -21,6 +21,7 @@
 #include <sys/uio.h>
 
 #include "chunk.h"
+#include "forwarded.h"
 #include "http1.h"
 #include "jsonscan.h"
 #include "limit.h"
@@ -28,6 +29,7 @@
 #include "names.h"
 #include "page.h"
 #include "peers.h"
+#include "proxy2.h"
 #include "sse.h"
 #include "tls.h"
 #include "wheel.h"
@@ -52,6 +54,8 @@
 #define LOG_MAX (1u << 20)
 #define PROGRESS_NS (1000 * MS) /* how often a stalled client is looked at */
 #define LINGER_NS (2000 * MS)   /* how long a refused client may go on sending (RFC 9112 9.6) */
+#define N_LOOPBACK 2u           /* networks of core->exempt that are loopback; the rest is trusted_peers */
+#define PEER_TEXT 72u
 #define INFORMATIONAL_MAX 16u   /* 1xx heads before one answer */
 
 typedef struct Core Core;
@@ -136,6 +140,10 @@ struct Listener {
     PyObject *name;
     PyObject *tls; /* TlsContext or None; read for each new connection */
     asc_limits limits;
+    bool proxy_protocol;             /* each connection begins with a PROXY header: py_proxy.c */
+    uint64_t refused;                /* by that, since they were last asked for; why and who is of the last one */
+    const char *refused_why;
+    char refused_peer[PEER_TEXT];
 };
 
 /* How an event stream ends that breaks off after content: by names of outcomes. */
@@ -189,7 +197,10 @@ struct Downstream {
     uint64_t opened_ns, age_ns, head_ns, requests;
     uint64_t stall_ns, stall_mark;
     asc_peer *address;    /* its entry in core->peers; NULL where it is exempt, or was not let in */
-    char peer[72];
+    char peer[PEER_TEXT]; /* who is connected */
+    char *client;         /* who that speaks for, by its PROXY header; owned, NULL where it is the peer itself */
+    bool unproxied;       /* the PROXY header has not come yet */
+    bool trusted;         /* peer (or client) is one of trusted_peers: it may name others in X-Forwarded-For */
     bool running;         /* inside down_run: do not enter it again */
     bool last;            /* the exchange under way, or the one just ended, is the last */
     bool linger;          /* the client may still be sending: drain before closing */
@@ -261,6 +272,7 @@ struct Stream {
     uint8_t first[HTTP1_N_NAMES];
     asc_span method, path, query, credential;
     char request_id[128];
+    char client[FORWARDED_TEXT]; /* by X-Forwarded-For of a trusted peer; "" without one */
     uint8_t request_id_len;
     uint8_t phase, minor, framing, scanner, in_walk;
     bool parsed, head_method, two_credentials, expect_continue, done, committed, finished, local, held, reused, json_done;
@@ -364,6 +376,20 @@ void down_cut(Downstream *d, bool reset);
 void down_due(Downstream *d, uint64_t now);
 void down_draining(Downstream *d, uint64_t now); /* the drain begins */
 void down_vanished(Downstream *d); /* the client has gone while its bytes wait */
+void down_begin(Downstream *d);                        /* its first byte of TLS or HTTP may come */
+void down_input(Downstream *d, char *bytes, size_t len); /* bytes from the socket: TLS or HTTP */
+enum asc_limit down_count(Downstream *d, const uint8_t address[16]); /* which cap keeps this address out */
+
+/* py_proxy.c */
+bool core_trusts(const Core *core, const uint8_t address[16]);
+void down_refuse(Downstream *d, enum asc_limit limit, const char *why);
+void down_proxy(Downstream *d, char *bytes, size_t len);
+void down_proxy_due(Downstream *d);
+void stream_find_client(Stream *s);
+static inline const char *stream_client(const Stream *s)
+{
+    return s->client[0] ? s->client : s->down->client != NULL ? s->down->client : s->down->peer;
+}
 
 /* py_request.c */
 Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head);

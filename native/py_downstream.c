@@ -17,7 +17,7 @@
 #include <unistd.h>
 #include <linux/sockios.h>
 
-enum down_deadline { DOWN_NONE, DOWN_HANDSHAKE, DOWN_HEADER, DOWN_BODY, DOWN_IDLE, DOWN_STALL, DOWN_LINGER };
+enum down_deadline { DOWN_NONE, DOWN_HANDSHAKE, DOWN_HEADER, DOWN_BODY, DOWN_IDLE, DOWN_STALL, DOWN_LINGER, DOWN_PROXY };
 
 static Downstream *downstream_new(Core *core, Listener *listener)
 {
@@ -44,6 +44,7 @@ static void down_dealloc(Downstream *d)
     Py_XDECREF(d->listener);
     buffer_free(&d->pending);
     buffer_free(&d->conn.out);
+    free(d->client);
     Py_DECREF(d->conn.core);
     PyObject_Free(d);
 }
@@ -388,6 +389,9 @@ void down_due(Downstream *d, uint64_t now)
     case DOWN_LINGER:
         conn_abort(c);
         break;
+    case DOWN_PROXY:
+        down_proxy_due(d);
+        break;
     default:
         break;
     }
@@ -405,8 +409,8 @@ void down_vanished(Downstream *d)
 
 /* ---- coming and going --------------------------------------------------------------------------------------------- */
 
-/* Write the peer down; `address` gets it as 16 bytes. False where there is none: a Unix socket. */
-static bool name_peer(Downstream *d, const struct sockaddr_storage *name, uint8_t address[16])
+/* Write the peer down; `address` gets it as 16 bytes, where it has one: a Unix socket has none. Its family. */
+static int name_peer(Downstream *d, const struct sockaddr_storage *name, uint8_t address[16])
 {
     char host[INET6_ADDRSTRLEN] = "";
     if (name->ss_family == AF_INET) {
@@ -423,9 +427,8 @@ static bool name_peer(Downstream *d, const struct sockaddr_storage *name, uint8_
         snprintf(d->peer, sizeof d->peer, "[%s]:%u", host, ntohs(v6->sin6_port));
     } else {
         snprintf(d->peer, sizeof d->peer, "unix");
-        return false;
     }
-    return true;
+    return name->ss_family;
 }
 
 /* Which limit keeps this connection out, LIMIT_NONE when it may stay. */
@@ -433,13 +436,27 @@ static enum asc_limit admit(Downstream *d, const struct sockaddr_storage *peer)
 {
     Core *core = d->conn.core;
     uint8_t address[16];
-    bool counted = name_peer(d, peer, address);
+    int family = name_peer(d, peer, address);
+    bool network = family == AF_INET || family == AF_INET6;
     if (core->n_downs > core->limits.max_connections)
         return LIMIT_MAX_CONNECTIONS;
-    for (uint32_t i = 0; counted && i < core->n_exempt; i++)
-        counted = !peers_within(address, core->exempt[i].address, core->exempt[i].bits);
-    if (!counted)
+    d->trusted = network && core_trusts(core, address);
+    if (d->listener->proxy_protocol) {
+        /* who may open a Unix socket is what the permissions of its folder say */
+        if (!d->trusted && family != AF_UNIX)
+            return LIMIT_PROXY_UNTRUSTED;
+        d->unproxied = true; /* its header says who is counted */
         return LIMIT_NONE;
+    }
+    return network ? down_count(d, address) : LIMIT_NONE;
+}
+
+enum asc_limit down_count(Downstream *d, const uint8_t address[16])
+{
+    Core *core = d->conn.core;
+    for (uint32_t i = 0; i < core->n_exempt; i++)
+        if (peers_within(address, core->exempt[i].address, core->exempt[i].bits))
+            return LIMIT_NONE;
     const asc_limits *limits = &core->limits;
     switch (peers_enter(core->peers, address, limits->max_connections_per_ip, limits->max_unauthenticated_per_ip, &d->address)) {
     case PEERS_WELCOME:
@@ -451,6 +468,20 @@ static enum asc_limit admit(Downstream *d, const struct sockaddr_storage *peer)
     default:
         return LIMIT_MAX_CONNECTIONS; /* cannot be: the table has room for as many */
     }
+}
+
+void down_begin(Downstream *d)
+{
+    if (d->listener->tls == Py_None) {
+        /* the head deadline runs from the first byte; until then the connection is idle */
+        idle_deadline(d, asc_now());
+        return;
+    }
+    d->conn.tls = tls_new_server(asc_tls_context(d->listener->tls), &d->conn.core->output);
+    if (d->conn.tls == NULL)
+        conn_abort(&d->conn);
+    else
+        conn_deadline(&d->conn, DOWN_HANDSHAKE, d->opened_ns + d->listener->limits.tls_handshake);
 }
 
 void down_accept(Core *core, Listener *listener, int fd, const struct sockaddr_storage *peer)
@@ -475,17 +506,17 @@ void down_accept(Core *core, Listener *listener, int fd, const struct sockaddr_s
     d->age_ns = age ? age - age / 10 + core_random(core) % (age / 5 + 1) : UINT64_MAX / 2;
     /* One that was accepted in the turn in which the drain began is served like the others: it was not refused. */
     if (over != LIMIT_NONE) { /* no answer: who is over a cap gets nothing that costs us something */
-        core_trip(core, over);
-        conn_abort(&d->conn);
-    } else if (d->listener->tls != Py_None) {
-        d->conn.tls = tls_new_server(asc_tls_context(d->listener->tls), &core->output);
-        if (d->conn.tls == NULL)
-            conn_abort(&d->conn);
+        if (over == LIMIT_PROXY_UNTRUSTED)
+            down_refuse(d, over, "it is none of trusted_peers");
         else
-            conn_deadline(&d->conn, DOWN_HANDSHAKE, d->opened_ns + d->listener->limits.tls_handshake);
+            down_refuse(d, over, NULL);
+    } else if (d->unproxied) {
+        /* before TLS the header has the handshake's time, which is absolute; before HTTP that of a head */
+        const asc_limits *limits = &d->listener->limits;
+        uint64_t most = d->listener->tls != Py_None ? limits->tls_handshake : limits->header_timeout;
+        conn_deadline(&d->conn, DOWN_PROXY, d->opened_ns + most);
     } else {
-        /* the head deadline runs from the first byte; until then the connection is idle */
-        idle_deadline(d, d->opened_ns);
+        down_begin(d);
     }
     Py_DECREF(d); /* from here on it is the core's */
 }
@@ -559,14 +590,22 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
     }
 }
 
-void down_read(Downstream *d, char *bytes, size_t len)
+void down_input(Downstream *d, char *bytes, size_t len)
 {
-    if (d->conn.kind == DOWN_LINGER)
-        return;
     if (d->conn.tls != NULL)
         down_decrypt(d, bytes, len);
     else
         down_run(d, bytes, len);
+}
+
+void down_read(Downstream *d, char *bytes, size_t len)
+{
+    if (d->conn.kind == DOWN_LINGER)
+        return;
+    if (d->unproxied)
+        down_proxy(d, bytes, len);
+    else
+        down_input(d, bytes, len);
 }
 
 void down_blocked(Downstream *d)

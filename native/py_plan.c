@@ -137,9 +137,10 @@ bool limits_from(asc_limits *limits, PyObject *dict)
 
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"name", "tls", "limits", NULL};
+    static char *keys[] = {"name", "tls", "limits", "proxy_protocol", NULL};
     PyObject *name = NULL, *tls = NULL, *limits = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$UOO!", keys, &name, &tls, &PyDict_Type, &limits))
+    int proxy_protocol = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$UOO!p", keys, &name, &tls, &PyDict_Type, &limits, &proxy_protocol))
         return NULL;
     if (name == NULL || tls == NULL || limits == NULL) {
         PyErr_SetString(PyExc_TypeError, "Listener needs name, tls and limits");
@@ -154,6 +155,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         return NULL;
     self->name = Py_NewRef(name);
     self->tls = Py_NewRef(tls);
+    self->proxy_protocol = proxy_protocol;
     if (!limits_from(&self->limits, limits)) {
         Py_DECREF(self);
         return NULL;
@@ -192,6 +194,22 @@ static int listener_set_tls(Listener *self, PyObject *value, void *unused)
     return 0;
 }
 
+static PyObject *listener_take_refused(Listener *self, PyObject *unused)
+{
+    (void)unused;
+    if (self->refused == 0)
+        Py_RETURN_NONE;
+    PyObject *found = Py_BuildValue("(Kss)", (unsigned long long)self->refused, self->refused_why, self->refused_peer);
+    if (found != NULL)
+        self->refused = 0;
+    return found;
+}
+
+static PyMethodDef listener_methods[] = {
+    {"take_refused", (PyCFunction)listener_take_refused, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyGetSetDef listener_getset[] = {
     {"name", (getter)listener_get_name, NULL, NULL, NULL},
     {"tls", (getter)listener_get_tls, (setter)listener_set_tls, NULL, NULL},
@@ -203,6 +221,7 @@ PyTypeObject Listener_Type = {
     .tp_basicsize = sizeof(Listener),
     .tp_flags = Py_TPFLAGS_DEFAULT,
     .tp_doc = "A listening address: its name, TLS context and limits.",
+    .tp_methods = listener_methods,
     .tp_new = listener_new,
     .tp_dealloc = (destructor)listener_dealloc,
     .tp_getset = listener_getset,

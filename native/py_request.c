@@ -115,6 +115,9 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
         s->minor = 1;
     }
     name_request(s);
+    s->down = d;
+    if (d->trusted && head != NULL)
+        stream_find_client(s);
     s->body_started_ns = s->body_rate_ns = s->body_last_ns = s->t_start;
     d->requests++;
     if (!d->last) {
@@ -126,7 +129,6 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
         if (over != LIMIT_NONE)
             core_trip(core, over);
     }
-    s->down = d;
     d->stream = s; /* owned by the connection until settled */
     core->n_in_flight++;
     return s;

@@ -181,7 +181,7 @@ static PyObject *stream_get(Stream *s, void *which)
     case F_PATH: return s->parsed ? core_text(s->core, stream_at(s, s->path), s->path.len) : Py_NewRef(Py_None);
     case F_QUERY: return s->parsed ? span_bytes(s, s->query) : PyBytes_FromStringAndSize("", 0);
     case F_LISTENER: return Py_NewRef(s->listener);
-    case F_PEER: return PyUnicode_FromString(s->down ? s->down->peer : "");
+    case F_PEER: return PyUnicode_FromString(s->down ? stream_client(s) : "");
     case F_REQUEST_ID: return PyBytes_FromStringAndSize(s->request_id, s->request_id_len);
     case F_CREDENTIAL: return s->credential.len ? span_bytes(s, s->credential) : Py_NewRef(Py_None);
     case F_DIGEST: return digest_of(s);

@@ -178,6 +178,8 @@ def command_line() -> str:
 # there is no request there is no line. Names, defaults, places and meanings come from the schema.
 CLOSED = "the connection closes"
 SEEN: dict[str, tuple[str, str, str]] = {
+    "proxy_untrusted": (CLOSED, "-", "none"),
+    "proxy_header": (CLOSED, "-", "none"),
     "tls_handshake": (CLOSED, "-", "none"),
     "header_timeout": ("408, then it closes", "request_timeout", "`limit`, without method and path"),
     "idle_timeout": (CLOSED, "-", "none"),
@@ -212,12 +214,17 @@ SEEN: dict[str, tuple[str, str, str]] = {
     "between_tokens": ("the answer breaks off", "-", "`limit`, outcome `upstream_timeout`"),
     "total": ("504, or the answer breaks off", "upstream_timeout", "`limit`"),
 }
+PROXY_REASONS = {
+    "proxy_untrusted": "a connection that comes from none of `trusted_peers`",
+    "proxy_header": "a connection that begins with no PROXY header, or with one that is malformed",
+}
 MEMORY_STEPS = {"memory_keep_alive": "85 %", "memory_refuse": "92 %", "memory_accept": "97 %"}
 LIMITS_INTRO = """\
 Each limit that is reached adds one to `ascproxy_limit_trips_total` with its name as `reason`. Where there is a
 request, its access line has the error code as `code` and the name as `limit`; a limit that is reached before there
-is one is counted only, so that nobody can fill a log without asking for anything. A listener's limits win over the
-node's, a route's over a provider's. What the codes look like to a caller is on the page of [errors](../errors.md).
+is one is counted only, so that nobody can fill a log without asking for anything. What `proxy_protocol` refuses is told
+by the worker's log, in one line in 10 s at most. A listener's limits win over the node's, a route's over a provider's.
+What the codes look like to a caller is on the page of [errors](../errors.md).
 
 Limits of connections and bodies count per worker. Connections per address do, too: the kernel spreads a caller's
 connections over the workers, so that a node lets in about `workers` times as many. `max_connections` is never above
@@ -248,6 +255,8 @@ def limits() -> str:
         code = code if code == "-" else f"`{code}`"
         if name in MEMORY_STEPS:
             row = (f"{MEMORY_STEPS[name]} of `memory_limit`", "node", "the memory of the service")
+        elif name in PROXY_REASONS:
+            row = ("with `proxy_protocol`", "listener", PROXY_REASONS[name])
         else:
             places = [place for place, section in sections.items() if name in section.model_fields]
             section = sections["provider" if "provider" in places else "node"]

@@ -106,6 +106,9 @@ def _check_node(sheet: Sheet[NodeFile], node: NodeFile, secrets: bool) -> None:
     for number, listener in enumerate(node.listeners):
         at: Location = ("listeners", number)
         _check_listener(document, folder, at, listener, taken=taken, secrets=secrets)
+        if listener.proxy_protocol and not node.limits.trusted_peers and not listener.address.startswith(UNIX):
+            reason = "nobody could connect: name the load balancer's address in limits.trusted_peers"
+            document.report((*at, "proxy_protocol"), reason)
         _check_limits(document, (*at, "limits"), listener.limits, node.limits)
         name = listener.name or listener.address
         if name in names:

@@ -99,6 +99,7 @@ def _node(section: NodeFile, file: Path, environ: Mapping[str, str]) -> Node:
                     client_ca=_absolute(folder, each.tls.client_ca) if each.tls.client_ca is not None else None,
                 ),
                 limits=_limits(limits, each.limits),
+                proxy_protocol=each.proxy_protocol,
             )
             for each in section.listeners
         ),

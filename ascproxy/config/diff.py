@@ -36,6 +36,9 @@ def _listener(before: Listener, after: Listener) -> list[str]:
         found.append(f"listener {after.name}: it stays at {before.address} until a restart")
     if (before.tls is None) != (after.tls is None):
         found.append(f"listener {after.name}: tls is turned {'off' if after.tls is None else 'on'} at a restart")
+    if before.proxy_protocol != after.proxy_protocol:
+        turned = "on" if after.proxy_protocol else "off"
+        found.append(f"listener {after.name}: proxy_protocol is turned {turned} at a restart")
     if before.limits != after.limits:
         found.append(f"listener {after.name}: its running limits stay in force until a restart")
     return found

@@ -109,7 +109,10 @@ class LimitsSection(ListenerLimitsSection):
         None, ge=1, le=1_000_000, description="the same while no request from that address had a valid key"
     )
     trusted_peers: list[Network] | None = Field(
-        None, max_length=64, description="networks that the two limits above leave alone, such as a load balancer's"
+        None,
+        max_length=64,
+        description="networks of load balancers: the two limits above leave them alone, and they may say who is behind "
+        "them (`proxy_protocol`, `X-Forwarded-For`)",
     )
     memory_limit: Memory | None = Field(
         None,
@@ -136,6 +139,11 @@ class ListenerSection(Section):
     )
     name: Name | None = Field(None, description="its name in metrics and logs; default: the address")
     tls: ListenerTlsSection | None = Field(None, description="serves HTTPS")
+    proxy_protocol: bool = Field(
+        False,
+        description="each connection begins with a PROXY header of version 2, and comes from `trusted_peers` or over a "
+        "Unix socket; others are closed",
+    )
     limits: ListenerLimitsSection = Field(ListenerLimitsSection(), description="limits of this listener")
 
 

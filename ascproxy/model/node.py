@@ -54,12 +54,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """``address`` is ``host:port``, ``[v6]:port`` or ``unix:/path``; ``name`` is what the file calls it or it."""
+    """``address`` is ``host:port``, ``[v6]:port`` or ``unix:/path``; ``name`` is what the file calls it or it.
+
+    ``proxy_protocol``: connections begin with a PROXY header, and come from ``trusted_peers`` or a Unix socket only.
+    """
 
     name: str
     address: str
     tls: ListenerTls | None = None
     limits: Limits = field(default_factory=Limits)
+    proxy_protocol: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,7 +68,8 @@ def _reader(hint: Any) -> Callable[[Any], Any]:
     if is_dataclass(hint) and isinstance(hint, type):
         hints = get_type_hints(hint)
         members = [(f.name, _reader(hints[f.name])) for f in fields(hint)]
-        return lambda raw: hint(**{name: read(raw[name]) for name, read in members})
+        # A member that the version before did not know has its default: an upgrade hands its snapshots on.
+        return lambda raw: hint(**{name: read(raw[name]) for name, read in members if name in raw})
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         return hint
     return lambda raw: raw

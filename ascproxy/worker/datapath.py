@@ -35,6 +35,7 @@ from ascproxy.worker.process import Place, serve
 KeyLookup = Callable[[str], KeyRow | None]
 RESERVED_DESCRIPTORS = 256  # listening sockets of all slots, pages, store, logs
 DESCRIPTORS_PER_STREAM = 2  # the client's connection and the upstream's
+REFUSED_PERIOD_NS = 10_000_000_000  # between two lines about connections that a listener refused
 
 
 class GatewayPath:
@@ -65,6 +66,9 @@ class GatewayPath:
         self._listeners: dict[str, _native.Listener] = {}
         self._attached = False
         self._wanted = {bound.name for bound in place.sockets}
+        self._log = place.log
+        self._guarded: list[tuple[str, _native.Listener]] = []
+        self._quiet_until_ns = 0
 
     def adopt(self, snapshot: Snapshot, tickets: TicketKeys) -> None:
         """Build a revision whole, then use it."""
@@ -82,7 +86,10 @@ class GatewayPath:
                     name=each.name,
                     tls=context,
                     limits=native_limits(each.limits),
+                    proxy_protocol=each.proxy_protocol,
                 )
+                if each.proxy_protocol:
+                    self._guarded.append((each.name, self._listeners[each.name]))
 
     def use_tickets(self, tickets: TicketKeys) -> None:
         for listener in self._listeners.values():
@@ -98,6 +105,17 @@ class GatewayPath:
 
     def tick(self, now_ns: int) -> None:
         self._core.tick(now_ns)
+        if self._guarded and now_ns >= self._quiet_until_ns:
+            self._tell_refused(now_ns)
+
+    def _tell_refused(self, now_ns: int) -> None:
+        """Log what ``proxy_protocol`` refused: the first at once, later ones together, so that nobody fills the log."""
+        for name, listener in self._guarded:
+            refused = listener.take_refused()
+            if refused is not None:
+                count, reason, peer = refused
+                self._log.warning("proxy_protocol: closed", listener=name, peer=peer, reason=reason, connections=count)
+                self._quiet_until_ns = now_ns + REFUSED_PERIOD_NS
 
     def overload(self, step: int) -> None:
         self._core.overload = step

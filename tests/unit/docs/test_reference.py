@@ -135,4 +135,4 @@ def test_every_key_of_a_limit_can_trip_or_is_known_not_to(reference: ModuleType)
     quiet = {"trusted_peers", "memory_limit", "drain_unary", "drain_stream"}
     sections = (reference.LimitsSection, reference.TimeoutsSection, reference.RouteLimitsSection)
     keys = {name for section in sections for name in section.model_fields}
-    assert keys - quiet | set(reference.MEMORY_STEPS) == set(_native.LIMIT_NAMES)
+    assert keys - quiet | set(reference.MEMORY_STEPS) | set(reference.PROXY_REASONS) == set(_native.LIMIT_NAMES)
