@@ -20,6 +20,7 @@ import uvloop
 from ascproxy import _native
 from ascproxy.clock import monotonic_ns
 from ascproxy.model.node import Limits
+from ascproxy.worker.datapath import native_network
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ALL = _native.Names(("content-type", "accept", "x-pass-*"))
@@ -156,6 +157,8 @@ class Rig:
         upstream_ssl: Any = None,
         upstream_rcvbuf: int = 0,
         upstream_sndbuf: int = 0,
+        proxy_protocol: bool = False,
+        trusted: tuple[str, ...] = (),
         **changes: int,
     ) -> None:
         self.script = script
@@ -168,7 +171,10 @@ class Rig:
         self.upstream_sndbuf = upstream_sndbuf
         self.limits = limits(**changes)
         self.page = _native.Page(mmap.mmap(-1, 1 << 20))
-        self.core = _native.Core(walk=self.walk, page=self.page, limits=self.limits)
+        self.proxy_protocol = proxy_protocol
+        self.core = _native.Core(
+            walk=self.walk, page=self.page, limits=self.limits, trusted_peers=tuple(map(native_network, trusted))
+        )
         self.port = 0
         self.upstream_port = 0
         self.upstream_connections = 0
@@ -230,7 +236,9 @@ class Rig:
             self._serve, "127.0.0.1", self.upstream_port, ssl=self.upstream_ssl, limit=1 << 26
         )
         self.port = free_port()
-        self.listener = _native.Listener(name="test", tls=self.server_tls, limits=self.limits)
+        self.listener = _native.Listener(
+            name="test", tls=self.server_tls, limits=self.limits, proxy_protocol=self.proxy_protocol
+        )
         self.core.attach(loop)
         with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listening:
             self._server = self.core.listen(self.listener, listening.fileno())

@@ -95,6 +95,7 @@ NODE_CASES: dict[str, tuple[str, str, str]] = {
     "address twice": (listener("{address: '127.0.0.1:80'}\n  - {address: »'localhost:80'}"), "listeners[1].address", "localhost:80 is taken by listeners[0]"),
     "on all and on one": (listener("{address: '0.0.0.0:80', tls: {certificate: good.crt, key: good.key}}\n  - {address: »'127.0.0.1:80'}"), "listeners[1].address", "127.0.0.1:80 is taken by listeners[0]"),
     "name twice": (listener("{address: '127.0.0.1:80', name: a}\n  - {address: '127.0.0.1:81', name: »a}"), "listeners[1].name", "'a' is the name of listeners[0] too; give each its own"),
+    "PROXY headers of nobody": (listener("{address: '127.0.0.1:80', proxy_protocol: »true}"), "listeners[0].proxy_protocol", "nobody could connect: name the load balancer's address in limits.trusted_peers"),
     # metrics
     "metrics in the network": (NODE + "metrics: {address: »'0.0.0.0:9464'}\n", "metrics.address", f"0.0.0.0:9464: {PLAIN}; scrape it from this machine or through a tunnel"),
     "metrics no address": (NODE + "metrics: {address: »here}\n", "metrics.address", f"'here' is no address: {SHAPE}"),

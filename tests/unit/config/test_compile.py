@@ -8,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import orjson
 import pytest
 import trustme
 
 from ascproxy.config.compile import compile_files
 from ascproxy.config.finding import InvalidConfigError, Severity
 from ascproxy.config.running import note, run_dir_of
-from ascproxy.errors import UsageError
+from ascproxy.errors import AscproxyError, UsageError
 from ascproxy.model.node import Limits, Listener, Node
 from ascproxy.model.provider import Credential, Endpoint, Provider, ProviderType, UpstreamTimeouts, UpstreamTls
 from ascproxy.model.route import Route, Target
@@ -56,7 +57,7 @@ run_dir: /dev/shm/somewhere
 workers: 3
 listeners:
   - {address: "localhost:8080", name: apps, limits: {header_timeout: 5s, max_body: 1MiB}}
-  - {address: "unix:sock", limits: {}}
+  - {address: "unix:sock", limits: {}, proxy_protocol: true}
   - {address: "[0::1]:8081"}
 metrics: {address: "unix:/run/metrics"}
 limits: {header_timeout: 20s, max_fields: 50, drain_stream: 1m}
@@ -95,7 +96,7 @@ routes:
         workers=3,
         listeners=(
             Listener("apps", "127.0.0.1:8080", None, own),
-            Listener("unix:sock", f"unix:{tmp_path}/sock", None, limits),
+            Listener("unix:sock", f"unix:{tmp_path}/sock", None, limits, proxy_protocol=True),
             Listener("[0::1]:8081", "[::1]:8081", None, limits),
         ),
         metrics_address="unix:/run/metrics",
@@ -147,6 +148,18 @@ routes:
         Route("s", ("*",), (Target("b"),)),
     )
     assert decode(encode(snapshot)) == snapshot
+
+
+def test_a_snapshot_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """An upgrade hands it on: what that version did not know has its default."""
+    snapshot = compiled(tmp_path, NODE, SMALLEST)
+    before = orjson.loads(encode(snapshot))
+    for listener in before["snapshot"]["node"]["listeners"]:
+        del listener["proxy_protocol"]
+    assert decode(orjson.dumps(before)) == snapshot
+    del before["snapshot"]["node"]["name"]
+    with pytest.raises(AscproxyError, match="not a snapshot"):
+        decode(orjson.dumps(before))
 
 
 def test_a_route_that_says_nothing_about_bodies_has_the_nodes_limit(tmp_path: Path) -> None:

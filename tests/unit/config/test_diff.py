@@ -44,6 +44,10 @@ CASES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"listeners": (SECURE, PLAIN)}, ()),
     ({"listeners": (PLAIN, replace(SECURE, tls=ListenerTls("/d", "/l", "/ca")))}, ()),
     ({"listeners": (PLAIN, replace(SECURE, tls=None))}, ("listener secure: tls is turned off at a restart",)),
+    (
+        {"listeners": (replace(PLAIN, proxy_protocol=True), SECURE)},
+        ("listener plain: proxy_protocol is turned on at a restart",),
+    ),
     ({"listeners": (replace(PLAIN, tls=TLS), SECURE)}, ("listener plain: tls is turned on at a restart",)),
     (
         {"listeners": (replace(PLAIN, address="unix:/p"), SECURE)},
