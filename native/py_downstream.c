@@ -550,7 +550,10 @@ void down_end(Downstream *d)
         d->last = true;
         return; /* all of the answer is written: let it drain, then close */
     }
-    conn_close(&d->conn);
+    if (d->conn.write_paused)
+        down_cut(d, true); /* a client that left and reads no more would keep what is queued, and all of this, for good */
+    else
+        conn_close(&d->conn);
     if (s != NULL)
         stream_gone(s, "client_gone");
 }
@@ -631,6 +634,8 @@ void down_drained(Downstream *d)
     if (c->kind == DOWN_STALL)
         c->kind = DOWN_NONE;
     Stream *s = d->stream;
+    if (s != NULL && s->phase == PHASE_BODY)
+        body_deadline(d); /* the rest of a request is waited for as before */
     if (s != NULL && s->phase == PHASE_FLUSH)
         stream_flushed(s);
     else if (s != NULL && s->up != NULL)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import socket
+import ssl
 import struct
+from pathlib import Path
 
 import pytest
 
 from ascproxy.clock import monotonic_ns
+from tests.contract.test_core_tls import Pki
 from tests.kit.rig import Rig, post, read_answer, read_request, run, settled_at, until
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -320,3 +324,37 @@ def test_connections_beyond_the_limit_are_closed() -> None:
                 w.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plaintext", "tls"])
+def test_a_reader_that_stalls_and_then_says_goodbye_is_let_go(tmp_path: Path, tls: bool) -> None:
+    """Its FIN is departure (SEMANTICS 4): what it did not take is not waited for, though its end stays open."""
+    pki = Pki(tmp_path)
+
+    async def main() -> None:
+        flood = Flood(chunks=20_000, size=10_000)
+        async with Rig(flood, server_tls=pki.server() if tls else None) as rig:
+            client = small_client(rig.port, 4096)
+            loop = asyncio.get_running_loop()
+            if tls:
+                client = await loop.run_in_executor(None, shake_hands, client, pki)
+                await loop.run_in_executor(None, client.sendall, post(b"{}"))
+            else:
+                await loop.sock_sendall(client, post(b"{}"))
+            await until(lambda: rig.core.paused == 1, "the reader stalls")
+            rig.ticking = False  # no deadline is needed
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(client, socket.SHUT_WR)
+            await until(lambda: rig.core.connections == 0, "it is gone")
+            await flood.gone.wait()
+            assert [s["outcome"] for s in rig.walk.settled] == ["client_gone"]
+            assert rig.core.paused == 0
+            rig.ticking = True
+            client.close()
+
+    run(main())
+
+
+def shake_hands(client: socket.socket, pki: Pki) -> ssl.SSLSocket:
+    client.setblocking(True)
+    return pki.trusting().wrap_socket(client, server_hostname="localhost")
