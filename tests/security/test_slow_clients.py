@@ -311,8 +311,8 @@ async def idle_keep_alive(run: Run, cut: Cut) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """``seconds`` from the beginning to the cut; ``limit`` "": none trips; ``status`` 0: no answer; ``line``: whether the
-    access log tells of the limit."""
+    """``seconds`` from the beginning to the cut; ``limit`` "": none trips; ``status`` 0: no answer; ``line``: whether
+    the access log tells of the limit."""
 
     client: Callable[[Run, Cut], Awaitable[None]]
     limit: str
