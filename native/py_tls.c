@@ -95,14 +95,15 @@ static bool more_pairs(PyObject *more, tls_pair *pairs, size_t *n)
 static PyObject *make_server(PyObject *Py_UNUSED(none), PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"certificate", "key", "more", "client_ca", "client_crl", "client_required", "client_depth",
-                            "alpn", "minimum", NULL};
+                            "alpn", "minimum", "ticket_keys", NULL};
     PyObject *alpn = NULL, *more = NULL;
     const char *minimum = "1.2";
     int required = 1;
     tls_pair pairs[TLS_IDENTITIES_MAX] = {{NULL, NULL}};
     tls_files files = {.pairs = pairs, .n_pairs = 1};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$ssOzzpiOs:server", names, &pairs[0].certificate, &pairs[0].key, &more,
-                                     &files.ca, &files.crl, &required, &files.client_depth, &alpn, &minimum))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$ssOzzpiOsz:server", names, &pairs[0].certificate, &pairs[0].key, &more,
+                                     &files.ca, &files.crl, &required, &files.client_depth, &alpn, &minimum,
+                                     &files.tickets))
         return NULL;
     if (pairs[0].certificate == NULL || pairs[0].key == NULL)
         return PyErr_Format(PyExc_TypeError, "server() needs certificate and key");
@@ -144,6 +145,8 @@ static PyObject *set_ticket_keys(ContextObject *self, PyObject *keys)
     unsigned char copied[TLS_TICKET_KEYS_MAX][TLS_TICKET_KEY];
     if (!self->server)
         return PyErr_Format(PyExc_ValueError, "only a server context has ticket keys");
+    if (tls_context_tickets_from_file(self->context))
+        return PyErr_Format(PyExc_ValueError, "its ticket keys come from a file");
     if (!PyTuple_Check(keys))
         return PyErr_Format(PyExc_TypeError, "ticket keys are a tuple of bytes");
     Py_ssize_t n = PyTuple_GET_SIZE(keys);
@@ -182,13 +185,19 @@ static PyObject *file_dates(ContextObject *self, void *Py_UNUSED(closure))
     PyObject *all = PyTuple_New((Py_ssize_t)n);
     for (size_t i = 0; all != NULL && i < n; i++) {
         PyObject *path = PyUnicode_DecodeFSDefault(dates[i].path);
-        PyObject *one = path != NULL ? Py_BuildValue("(sNL)", kinds[dates[i].kind], path, (long long)dates[i].until) : NULL;
+        PyObject *one = path != NULL ? Py_BuildValue("(sNLL)", kinds[dates[i].kind], path, (long long)dates[i].since,
+                                                       (long long)dates[i].until) : NULL;
         if (one == NULL)
             Py_CLEAR(all);
         else
             PyTuple_SET_ITEM(all, (Py_ssize_t)i, one);
     }
     return all;
+}
+
+static PyObject *tickets_from_file(ContextObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->server && tls_context_tickets_from_file(self->context));
 }
 
 /* -- the type ------------------------------------------------------------------------------------------------------ */
@@ -207,8 +216,9 @@ static PyGetSetDef context_attributes[] = {
     {"certificate_info", (getter)certificate_info, NULL,
      "subject, names, not_before_unix, not_after_unix, fingerprint_sha256 of the own certificate; None without one.",
      NULL},
+    {"ticket_keys_from_file", (getter)tickets_from_file, NULL, "Whether its ticket keys come from a file.", NULL},
     {"file_dates", (getter)file_dates, NULL,
-     "(kind, path, until_unix) of every file of a server: kind is server, client_ca or client_crl, until the earliest end "
+     "(kind, path, since_unix, until_unix) of every file of a server: kind is server, client_ca or client_crl, until the earliest end "
      "of what is in it.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -51,6 +51,7 @@ typedef struct {
     size_t n_others;
     tls_file_date *dates;
     size_t n_dates;
+    bool keys_from_file;
     bool trusting, required; /* asks clients for a certificate; refuses those without */
     unsigned char trust[TLS_TRUST];
 } settings;
@@ -98,12 +99,13 @@ static bool too_weak(void)
 /* -- identities ---------------------------------------------------------------------------------------------------- */
 
 /* When something from this file ends. */
-static bool note_date(settings *own, enum tls_file_kind kind, const char *path, int64_t until)
+static bool note_date(settings *own, enum tls_file_kind kind, const char *path, int64_t since,
+                      int64_t until)
 {
     tls_file_date *grown = realloc(own->dates, (own->n_dates + 1) * sizeof *grown);
     if (grown == NULL) return false;
     own->dates = grown;
-    grown[own->n_dates] = (tls_file_date){.kind = kind, .path = strdup(path), .until = until};
+    grown[own->n_dates] = (tls_file_date){.kind = kind, .path = strdup(path), .since = since, .until = until};
     if (grown[own->n_dates].path == NULL) return false;
     own->n_dates++;
     return true;
@@ -245,7 +247,7 @@ static bool trust_authorities(SSL_CTX *context, const tls_files *files, STACK_OF
     settings *own = settings_of(context);
     unsigned char one[EVP_MAX_MD_SIZE];
     unsigned len = 0;
-    int64_t first = INT64_MAX;
+    int64_t since = 0, first = INT64_MAX;
     for (int i = 0; i < sk_X509_num(all); i++) {
         X509 *certificate = sk_X509_value(all, i);
         tls_certificate_facts facts;
@@ -253,9 +255,12 @@ static bool trust_authorities(SSL_CTX *context, const tls_files *files, STACK_OF
             (server && SSL_CTX_add_client_CA(context, certificate) != 1))
             return false;
         sum(s, one, len);
-        if (tls_certificate_read(certificate, &facts) && facts.not_after < first) first = facts.not_after;
+        if (tls_certificate_read(certificate, &facts) && facts.not_after < first) {
+            since = facts.not_before;
+            first = facts.not_after;
+        }
     }
-    return !server || note_date(own, TLS_FILE_CLIENT_CA, files->ca, first);
+    return !server || note_date(own, TLS_FILE_CLIENT_CA, files->ca, since, first);
 }
 
 static bool use_crls(SSL_CTX *context, const tls_files *files, STACK_OF(X509) *authorities, summary *s,
@@ -266,17 +271,20 @@ static bool use_crls(SSL_CTX *context, const tls_files *files, STACK_OF(X509) *a
     X509_STORE *store = SSL_CTX_get_cert_store(context);
     unsigned char one[EVP_MAX_MD_SIZE];
     unsigned len = 0;
-    int64_t first = INT64_MAX, until;
+    int64_t since = 0, first = INT64_MAX, until;
     bool done = true;
     for (int i = 0; done && i < sk_X509_CRL_num(all); i++) {
         X509_CRL *crl = sk_X509_CRL_value(all, i);
         done = X509_STORE_add_crl(store, crl) == 1 && X509_CRL_digest(crl, EVP_sha256(), one, &len) == 1;
         sum(s, one, len);
         const ASN1_TIME *next = X509_CRL_get0_nextUpdate(crl);
-        if (next != NULL && tls_seconds(next, &until) && until < first) first = until;
+        if (next != NULL && tls_seconds(next, &until) && until < first) {
+            first = until;
+            if (!tls_seconds(X509_CRL_get0_lastUpdate(crl), &since)) since = 0;
+        }
     }
     done = done && X509_STORE_set_flags(store, X509_V_FLAG_CRL_CHECK | X509_V_FLAG_CRL_CHECK_ALL) == 1 &&
-           (first == INT64_MAX || note_date(settings_of(context), TLS_FILE_CLIENT_CRL, files->crl, first));
+           (first == INT64_MAX || note_date(settings_of(context), TLS_FILE_CLIENT_CRL, files->crl, since, first));
     if (!done) tls_wrong(problem, "CRL file %s cannot be used (%s)", files->crl, tls_last_words());
     sk_X509_CRL_pop_free(all, X509_CRL_free);
     return done;
@@ -399,7 +407,7 @@ static int ticket_key(SSL *ssl, unsigned char *name, unsigned char *iv, EVP_CIPH
 bool tls_context_tickets(SSL_CTX *context, const unsigned char (*keys)[TLS_TICKET_KEY], size_t n)
 {
     settings *own = settings_of(context);
-    if (own == NULL || n > TLS_TICKET_KEYS_MAX) return false;
+    if (own == NULL || n > TLS_TICKET_KEYS_MAX || own->keys_from_file) return false;
     explicit_bzero(own->keys, sizeof own->keys);
     if (n > 0) memcpy(own->keys, keys, n * TLS_TICKET_KEY);
     own->n_keys = n;
@@ -409,6 +417,22 @@ bool tls_context_tickets(SSL_CTX *context, const unsigned char (*keys)[TLS_TICKE
         SSL_CTX_set_options(context, SSL_OP_NO_TICKET);
     SSL_CTX_set_num_tickets(context, n > 0 ? 1 : 0);
     return true;
+}
+
+bool tls_context_tickets_from_file(SSL_CTX *context)
+{
+    return settings_of(context)->keys_from_file;
+}
+
+static bool use_ticket_file(SSL_CTX *context, const char *path, tls_problem *problem)
+{
+    unsigned char keys[TLS_TICKET_KEYS_MAX][TLS_TICKET_KEY];
+    size_t n;
+    bool done = tls_read_ticket_keys(path, keys, &n, problem) &&
+                tls_context_tickets(context, (const unsigned char(*)[TLS_TICKET_KEY])keys, n);
+    settings_of(context)->keys_from_file = done;
+    explicit_bzero(keys, sizeof keys);
+    return done;
 }
 
 /* -- contexts ------------------------------------------------------------------------------------------------------ */
@@ -520,7 +544,7 @@ static bool use_own(SSL_CTX *context, const tls_files *files, tls_problem *probl
     for (size_t i = 0; done && i < n; i++) {
         tls_certificate_facts facts;
         if (!tls_certificate_read(all[i].leaf, &facts) ||
-            !note_date(own, TLS_FILE_SERVER, files->pairs[i].certificate, facts.not_after))
+            !note_date(own, TLS_FILE_SERVER, files->pairs[i].certificate, facts.not_before, facts.not_after))
             done = tls_wrong(problem, "no memory for a TLS context");
     }
     if (done) {
@@ -553,7 +577,8 @@ SSL_CTX *tls_context_server(const tls_files *files, tls_problem *problem)
         SSL_CTX_set_tlsext_servername_callback(context, choose_name);
         SSL_CTX_set_tlsext_servername_arg(context, own);
         SSL_CTX_set_tlsext_ticket_key_evp_cb(context, ticket_key);
-        if ((files->ca == NULL || use_authority(context, files, true, problem)) && use_own(context, files, problem))
+        if ((files->ca == NULL || use_authority(context, files, true, problem)) && use_own(context, files, problem) &&
+            (files->tickets == NULL || use_ticket_file(context, files->tickets, problem)))
             return context;
     }
     SSL_CTX_free(context);

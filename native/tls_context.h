@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "tls_files.h"
+#include "tls_tickets.h"
 
 enum { TLS_IDENTITIES_MAX = 16, TLS_TRUST = 32 };
 
@@ -26,6 +27,7 @@ typedef struct {
     size_t n_pairs;
     const char *ca;       /* servers: signs clients, NULL asks for none; clients: NULL is the system's store */
     const char *crl;      /* servers with a ca: revocation lists, NULL: none is looked at */
+    const char *tickets;  /* servers: keys of session tickets that several nodes share (tls_tickets.h), or NULL */
     bool client_required; /* servers with a ca: a client without a certificate is refused */
     int client_depth;     /* servers with a ca: certificates above a client's own, its root included; 0: nine */
     bool tls13_only;
@@ -39,8 +41,10 @@ SSL_CTX *tls_context_client(const tls_files *files, tls_problem *problem);
 
 /* Ticket keys (RFC 5077 4) of a server context. Until there are any it issues no tickets and resumes nothing. The first
  * encrypts; all decrypt; a ticket of another than the first is renewed. Keys are copied, and wiped when replaced. */
-enum { TLS_TICKET_KEY = 80, TLS_TICKET_KEYS_MAX = 8 }; /* name 16, AES-256 key 32, HMAC-SHA-256 key 32 */
 bool tls_context_tickets(SSL_CTX *context, const unsigned char (*keys)[TLS_TICKET_KEY], size_t n);
+
+/* Whether its ticket keys come from a file: then nobody replaces them. */
+bool tls_context_tickets_from_file(SSL_CTX *context);
 
 /* Whether two server contexts trust the same clients: CA file, revocation lists, depth, and whether one must show any. */
 bool tls_context_same_trust(SSL_CTX *one, SSL_CTX *other);
@@ -56,7 +60,7 @@ enum tls_file_kind { TLS_FILE_SERVER, TLS_FILE_CLIENT_CA, TLS_FILE_CLIENT_CRL };
 typedef struct {
     enum tls_file_kind kind;
     char *path;
-    int64_t until;
+    int64_t since, until;
 } tls_file_date;
 const tls_file_date *tls_context_dates(SSL_CTX *context, size_t *n);
 

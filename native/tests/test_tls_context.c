@@ -1,4 +1,4 @@
-/* units: tls.c tls_context.c tls_files.c */
+/* units: tls.c tls_context.c tls_files.c tls_tickets.c */
 /* libs: -lssl -lcrypto */
 /* What contexts from files accept, refuse, choose and resume, seen from a client that is plain OpenSSL. */
 #include "tls_pair.h"

@@ -105,9 +105,9 @@ NODE_CASES: dict[str, tuple[str, str, str]] = {
     "no key": (tls("{certificate: good.crt, key: »absent.key}"), "listeners[0].tls.key", "cannot read {folder}/absent.key: no such file or directory"),
     "certificate is a pipe": (tls("{certificate: »pipe, key: good.key}"), "listeners[0].tls.certificate", "cannot read {folder}/pipe: it is no regular file"),
     "no client CA": (tls("{certificate: good.crt, key: good.key, client_ca: »absent}"), "listeners[0].tls.client_ca", "cannot read {folder}/absent: no such file or directory"),
-    "not PEM": (tls("»{certificate: junk, key: good.key}"), "listeners[0].tls", "certificate {folder}/junk holds no certificate; it must be PEM"),
+    "not PEM": (tls("{certificate: »junk, key: good.key}"), "listeners[0].tls.certificate", "certificate {folder}/junk holds no certificate; it must be PEM"),
     "another key": (tls("»{certificate: good.crt, key: nameless.key}"), "listeners[0].tls", "key {folder}/nameless.key does not belong to certificate {folder}/good.crt"),
-    "expired": (tls("»{certificate: expired.crt, key: expired.key}"), "listeners[0].tls", "certificate {folder}/expired.crt expired on "),
+    "expired": (tls("{certificate: »expired.crt, key: expired.key}"), "listeners[0].tls.certificate", "certificate {folder}/expired.crt expired on "),
     "nameless": (tls("{certificate: »nameless.crt, key: nameless.key}"), "listeners[0].tls.certificate", "certificate {folder}/nameless.crt names no host: issue it with a subjectAltName (DNS names or IP addresses)"),
     "open key": (tls("{certificate: open.crt, key: »open.key}"), "listeners[0].tls.key", "{folder}/open.key can be read by every user of this machine: chmod 600"),
     # limits

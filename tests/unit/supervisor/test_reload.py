@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,8 @@ class Played:
         self.fleet = Fleet()
         self.fleet.resize(workers, 0)
         first = memfile.seal("first", b"first")
-        self.holdings: Any = SimpleNamespace(snapshot=first, revision="first", tickets=tls.fresh(os.urandom))
+        self.holdings: Any = SimpleNamespace(snapshot=first, revision="first", tickets=tls.fresh(os.urandom), trust="")
+        self.said: list[Mapping[str, Any]] = []
         self.reloader = Reloader(
             holdings=self.holdings,
             fleet=self.fleet,
@@ -55,6 +57,7 @@ class Played:
             control_ready=lambda: True,
             in_force=lambda: None,
             status=lambda: "",
+            said=self.said.append,
         )
         for slot in range(workers):
             self.reloader.given[slot] = 0
