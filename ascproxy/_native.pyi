@@ -328,11 +328,11 @@ class TlsContext:
         minimum: str = "1.2",
         ticket_keys: str | None = None,
     ) -> TlsContext:
-        """``certificate``: the server's own first, then its issuers; ``more``: further certificates with their keys,
+        """``certificate``: the server's own first, then its issuers. ``more``: further certificates with their keys,
         for clients that name one of their hosts, or take another kind of key; at most 15. ``client_depth``:
-        certificates above a client's own, its root included (0: nine). ``alpn``: in order of preference; a client that offers others only is
-        refused (alert 120), none at all: ALPN is ignored. ``minimum``: "1.2" or "1.3". ``ticket_keys``: a file
-        of 64 hexadecimal digits a line, the first encrypts. Raises TlsError."""
+        certificates above a client's own, its root included (0: nine). ``alpn``: in order of preference; a client that
+        offers others only is refused (alert 120), none at all: ALPN is ignored. ``minimum``: "1.2" or "1.3".
+        ``ticket_keys``: a file of 64 hexadecimal digits a line, the first encrypts. Raises TlsError."""
 
     @staticmethod
     def client(

@@ -1,8 +1,9 @@
-"""Several certificates on one listener: which one a client is shown, by the name that it asks for and the keys it takes."""
+"""Several certificates on one listener: which one a client is shown, by the name it asks for and the keys it takes."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
 
@@ -144,9 +145,7 @@ def test_everything_else_is_the_same_whatever_name_was_asked_for(several: Severa
     run(main())
 
 
-def socket_to(port: int):  # noqa: ANN201
-    import socket
-
+def socket_to(port: int) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout=10)
 
 

@@ -9,7 +9,6 @@ import datetime
 import itertools
 import re
 import ssl
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -182,23 +181,10 @@ async def refused_by(port: int, version: str, client: Files | None = None, *more
     )
     assert running.stdin is not None
     assert running.stdout is not None
-    # Its input stays open: at an end of input it would leave, alert or not. The gateway ends what asks for nothing good.
+    # Its input stays open: at an end of input it would leave, alert or not. The gateway ends the answer.
     running.stdin.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     said = (await asyncio.wait_for(running.stdout.read(), 20)).decode(errors="replace")
     running.stdin.close()
     await running.wait()
     found = ALERT.search(said)
     return int(found[1]) if found else 0
-
-
-def presented(context: ssl.SSLContext, port: int, server_name: str | None, names: Sequence[str] = ()) -> bytes:
-    """The DER of the certificate that a server shows to who asks for ``server_name``."""
-    import socket  # here: contract tests have their own connections
-
-    with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
-        context.wrap_socket(plain, server_hostname=server_name) as secure,
-    ):
-        der = secure.getpeercert(binary_form=True)
-        assert der is not None
-        return der
