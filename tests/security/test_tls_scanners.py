@@ -1,6 +1,7 @@
 """The listeners before two scanners that others judge by: sslyze with Mozilla's configurations, and testssl.sh.
 
-Neither is among the development requirements (docs/decisions/0010-tls.md): where one is absent, its tests skip and say so.
+Neither is among the development requirements (docs/decisions/0010-tls.md): where one is absent, its tests skip and say
+so.
 ``ASCPROXY_SSLYZE`` and ``ASCPROXY_TESTSSL`` name the programs where they are not in PATH.
 """
 
@@ -23,7 +24,7 @@ from tests.kit.service import Service, Simulator
 SSLYZE = os.environ.get("ASCPROXY_SSLYZE") or shutil.which("sslyze")
 TESTSSL = os.environ.get("ASCPROXY_TESTSSL") or shutil.which("testssl.sh") or shutil.which("testssl")
 QUIET = {"OK", "INFO", "DEBUG"}
-# About the test's own CA and certificate, which no listener chooses: not in a public store, no revocation, no CT, no CAA.
+# About the test's own CA and certificate, which no listener chooses: in no public store, no revocation, CT or CAA.
 OF_THE_CA = (
     "cert_chain_of_trust",
     "cert_revocation",
@@ -66,7 +67,9 @@ def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         yield found
 
 
-@pytest.mark.skipif(SSLYZE is None, reason="no sslyze: pip install sslyze into an environment of its own, put it in PATH")
+@pytest.mark.skipif(
+    SSLYZE is None, reason="no sslyze: pip install sslyze into an environment of its own, put it in PATH"
+)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("configuration", ["intermediate", "modern"])
 def test_sslyze_finds_mozillas_configuration(ports: dict[str, Any], configuration: str) -> None:
