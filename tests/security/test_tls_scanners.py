@@ -40,8 +40,9 @@ OF_THE_CA = (
     "OCSP_stapling",
     "cert_signatureAlgorithm",
     "intermediate_cert_badOCSP",
-    "scanProblem",  # an old OpenSSL in the scanner itself
 )
+# The scanner could not look: its OpenSSL has no engine; it leaves TLS 1.3 before the ticket is there (others test that).
+UNSEEN = {"engine_problem", "sessionresumption_ticket"}
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,8 @@ def test_testssl_finds_nothing_of_ours(ports: dict[str, Any], configuration: str
     loud = [
         (finding["id"], finding["severity"], finding["finding"])
         for finding in findings
-        if finding["severity"] not in QUIET and not finding["id"].startswith(OF_THE_CA)
+        if finding["severity"] not in QUIET
+        and not finding["id"].startswith(OF_THE_CA)
+        and not (finding["severity"] == "WARN" and finding["id"] in UNSEEN)
     ]
     assert loud == []
