@@ -108,6 +108,7 @@ def simulator() -> Iterator[Simulator]:
         yield started
 
 
+@pytest.mark.timeout(300)
 def test_twenty_certificates_in_turn_and_no_request_fails(tmp_path: Path, simulator: Simulator) -> None:
     with node(tmp_path, simulator) as one:
         trust, stop = trusting(one.authority), threading.Event()
@@ -233,6 +234,7 @@ def test_a_session_resumes_on_every_worker_and_over_a_reload(
         eventually(both, what="both workers have resumed it after a reload")
 
 
+@pytest.mark.timeout(300)
 @EVERY
 def test_a_session_resumes_on_another_node_with_the_same_key_file(
     tmp_path: Path, simulator: Simulator, version: str
