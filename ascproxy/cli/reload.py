@@ -62,7 +62,7 @@ def reload(
 
 def _tell(outcome: dict[str, Any], done: bool) -> None:
     for sentence in outcome["warnings"]:
-        sys.stdout.write(f"warning: {sentence}\n")
+        sys.stdout.write(f"{sentence}\n")  # which says that it is a warning
     for sentence in outcome["restart"]:
         sys.stdout.write(f"takes effect at the next restart: {sentence}\n")
     if done:

@@ -195,11 +195,11 @@ def test_a_broken_certificate_leaves_the_old_one_serving_and_is_told(tmp_path: P
 
 def test_what_ends_soon_is_told_at_reload(tmp_path: Path, simulator: Simulator) -> None:
     with node(tmp_path, simulator) as one:
-        one.install(one.authority.issue("localhost", begins=-30 * DAY, ends=3 * DAY))
+        one.install(one.authority.issue("localhost", begins=-30 * DAY, ends=3.5 * DAY))
         status, said = one.reload()
         assert status == 0
         assert re.search(
-            rf"warning: .*certificate {one.certificate} expires on .*, in 2 days; renew it and reload", said
+            rf": warning: .*certificate {one.certificate} expires on .*, in 3 days; renew it and reload", said
         )
 
 
