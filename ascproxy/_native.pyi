@@ -84,6 +84,22 @@ class Listener:
     def name(self) -> str: ...
 
 @final
+class ClientCertificate(tuple[Any, ...]):
+    """Who a client is by its certificate, which a CA of the listener has signed. The same object for all requests of a
+    connection. ``names`` are those of the subjectAltName, each behind its kind: ``DNS:``, ``IP:``, ``URI:`` or
+    ``email:``.
+    """
+
+    @property
+    def subject(self) -> str: ...  # RFC 2253
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def fingerprint_sha256(self) -> str: ...  # of the DER, hexadecimal
+    @property
+    def not_after_unix(self) -> int: ...
+
+@final
 class Stream:
     """One exchange, from its head to its settlement.
 
@@ -108,7 +124,7 @@ class Stream:
     credential: bytes | None  # of Authorization: Bearer, x-api-key
     credential_digest: bytes | None  # its SHA-256, 32 bytes
     two_credentials: bool
-    client_certificate: bytes | None  # DER
+    client_cert: ClientCertificate | None  # who the client is by its certificate, where the listener asks for one
     content_length: int  # -1 unknown (chunked), 0 none
     body_len: int
     scan_error: str  # "" or a sentence; scan_code "invalid_json" | "duplicate_field" | "invalid_request"
@@ -303,14 +319,20 @@ class TlsContext:
         *,
         certificate: str,
         key: str,
+        more: tuple[tuple[str, str], ...] = (),
         client_ca: str | None = None,
+        client_crl: str | None = None,
         client_required: bool = True,
+        client_depth: int = 0,
         alpn: tuple[bytes, ...] = (b"http/1.1",),
         minimum: str = "1.2",
+        ticket_keys: str | None = None,
     ) -> TlsContext:
-        """``certificate``: the server's own first, then its issuers. ``alpn``: in order of preference; a client that
+        """``certificate``: the server's own first, then its issuers. ``more``: further certificates with their keys,
+        for clients that name one of their hosts, or take another kind of key; at most 15. ``client_depth``:
+        certificates above a client's own, its root included (0: nine). ``alpn``: in order of preference; a client that
         offers others only is refused (alert 120), none at all: ALPN is ignored. ``minimum``: "1.2" or "1.3".
-        Raises TlsError."""
+        ``ticket_keys``: a file of 64 hexadecimal digits a line, the first encrypts. Raises TlsError."""
 
     @staticmethod
     def client(
@@ -324,7 +346,15 @@ class TlsContext:
 
     def set_ticket_keys(self, keys: tuple[bytes, ...]) -> None:
         """Of a server: at most 8 keys of 80 bytes (name 16, AES-256 32, HMAC-SHA-256 32). The first encrypts, all
-        decrypt; a ticket of another than the first is renewed. Without keys there are no tickets and no resumption."""
+        decrypt; a ticket of another than the first is renewed. Without keys there are no tickets and no resumption.
+        Raises ValueError where the keys come from a file."""
+
+    @property
+    def ticket_keys_from_file(self) -> bool: ...
+    @property
+    def file_dates(self) -> tuple[tuple[str, str, int, int], ...]:
+        """``(kind, path, since_unix, until_unix)`` of each file of a server: kind is ``server``, ``client_ca`` or
+        ``client_crl``; of several certificates or lists in a file, the one that ends first."""
 
     @property
     def certificate_info(self) -> dict[str, Any] | None:

@@ -51,6 +51,8 @@ void access_line(Stream *s, uint64_t now)
         put_span(&w, s, s->path, 256);
         put_literal(&w, "\"");
     }
+    if (s->down != NULL)
+        put_python(&w, s->down->client_line);
     put_literal(&w, ",\"status\":");
     put_u64(&w, s->status);
     put_literal(&w, ",\"outcome\":\"");

@@ -139,6 +139,7 @@ struct Listener {
     PyObject_HEAD
     PyObject *name;
     PyObject *tls; /* TlsContext or None; read for each new connection */
+    uint32_t trust; /* turns whenever a new context lets in other clients than the one before */
     asc_limits limits;
     bool proxy_protocol;             /* each connection begins with a PROXY header: py_proxy.c */
     uint64_t refused;                /* by that, since they were last asked for; why and who is of the last one */
@@ -201,6 +202,8 @@ struct Downstream {
     char *client;         /* who that speaks for, by its PROXY header; owned, NULL where it is the peer itself */
     bool unproxied;       /* the PROXY header has not come yet */
     bool trusted;         /* peer (or client) is one of trusted_peers: it may name others in X-Forwarded-For */
+    PyObject *client_cert, *client_line; /* ClientCertificate and its member of the access line; NULL without one */
+    uint32_t trust;       /* the listener's, when this client was last found to be one that it lets in */
     bool running;         /* inside down_run: do not enter it again */
     bool last;            /* the exchange under way, or the one just ended, is the last */
     bool linger;          /* the client may still be sending: drain before closing */

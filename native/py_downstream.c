@@ -6,7 +6,9 @@
  */
 #include "py_core.h"
 
+#include "py_certificate.h"
 #include "py_tls.h"
+#include "tls_context.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -29,6 +31,7 @@ static Downstream *downstream_new(Core *core, Listener *listener)
     d->conn.fd = d->conn.socket = -1;
     d->conn.timer.owner = d;
     d->listener = (Listener *)Py_NewRef(listener);
+    d->trust = listener->trust;
     return d;
 }
 
@@ -42,6 +45,8 @@ static void down_dealloc(Downstream *d)
         Py_DECREF(d->stream);
     }
     Py_XDECREF(d->listener);
+    Py_XDECREF(d->client_cert);
+    Py_XDECREF(d->client_line);
     buffer_free(&d->pending);
     buffer_free(&d->conn.out);
     free(d->client);
@@ -136,6 +141,17 @@ static const char *reject_code(uint8_t reject)
     default:
         return "invalid_request";
     }
+}
+
+/* A CA or a revocation list was changed after this client was let in: would it be now? Asked before its next request, so
+ * that a reload does not have to look at every connection at once. */
+static bool still_trusted(Downstream *d)
+{
+    if (d->conn.tls != NULL && d->listener->tls != Py_None &&
+        !tls_context_trusts(asc_tls_context(d->listener->tls), tls_peer(d->conn.tls), tls_peer_chain(d->conn.tls)))
+        return false;
+    d->trust = d->listener->trust;
+    return true;
 }
 
 /* Begin an exchange from the head at bytes[0..len): bytes used, 0 when the head is not complete. */
@@ -238,6 +254,10 @@ void down_run(Downstream *d, char *bytes, size_t len)
         if (d->stream == NULL) {
             if (left == 0 || d->last || c->write_paused)
                 break;
+            if (d->trust != d->listener->trust && !still_trusted(d)) {
+                d->last = true;
+                break;
+            }
             took = down_head(d, at, left, seen);
             seen = 0;
             if (took == 0) {
@@ -558,6 +578,16 @@ void down_end(Downstream *d)
         stream_gone(s, "client_gone");
 }
 
+/* Who the client is by its certificate, if it showed one. */
+static bool name_client(Downstream *d)
+{
+    X509 *certificate = tls_peer(d->conn.tls);
+    if (certificate == NULL || asc_client_certificate(certificate, &d->client_cert, &d->client_line))
+        return true;
+    PyErr_Clear();
+    return false;
+}
+
 static void down_decrypt(Downstream *d, const char *bytes, size_t len)
 {
     Conn *c = &d->conn;
@@ -566,8 +596,13 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
     while (c->tls != NULL && c->fd >= 0) {
         int got = tls_read(c->tls, core->plain, DOWN_READ);
         (void)conn_flush(c);
-        if (c->kind == DOWN_HANDSHAKE && tls_established(c->tls))
+        if (c->kind == DOWN_HANDSHAKE && tls_established(c->tls)) {
             idle_deadline(d, asc_now());
+            if (!name_client(d)) {
+                down_cut(d, false);
+                break;
+            }
+        }
         if (got > 0) {
             bool drained = tls_drained(c->tls);
             if (c->kind != DOWN_LINGER)

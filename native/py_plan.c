@@ -190,6 +190,8 @@ static int listener_set_tls(Listener *self, PyObject *value, void *unused)
         PyErr_SetString(PyExc_TypeError, "tls is replaced by another TlsContext only");
         return -1;
     }
+    if (!asc_tls_same_trust(self->tls, value))
+        self->trust++;
     Py_SETREF(self->tls, Py_NewRef(value));
     return 0;
 }

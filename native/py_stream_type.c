@@ -126,13 +126,7 @@ static PyObject *asks_of(Stream *s)
 
 static PyObject *certificate_of(Stream *s)
 {
-    size_t len;
-    unsigned char *der = s->down && s->down->conn.tls ? tls_peer_certificate(s->down->conn.tls, &len) : NULL;
-    if (der == NULL)
-        Py_RETURN_NONE;
-    PyObject *bytes = PyBytes_FromStringAndSize((char *)der, (Py_ssize_t)len);
-    free(der);
-    return bytes;
+    return Py_NewRef(s->down != NULL && s->down->client_cert != NULL ? s->down->client_cert : Py_None);
 }
 
 static enum asc_limit scan_limit(enum json_error error)
@@ -246,7 +240,7 @@ static int stream_set_limit(Stream *s, PyObject *value, void *unused)
 static PyGetSetDef stream_getset[] = {
     FACT("method", F_METHOD), FACT("path", F_PATH), FACT("query", F_QUERY), FACT("listener", F_LISTENER),
     FACT("peer", F_PEER), FACT("request_id", F_REQUEST_ID), FACT("credential", F_CREDENTIAL),
-    FACT("credential_digest", F_DIGEST), FACT("two_credentials", F_TWO), FACT("client_certificate", F_CERTIFICATE),
+    FACT("credential_digest", F_DIGEST), FACT("two_credentials", F_TWO), FACT("client_cert", F_CERTIFICATE),
     FACT("content_length", F_LENGTH), FACT("body_len", F_BODY_LEN), FACT("scan_error", F_SCAN_ERROR),
     FACT("scan_code", F_SCAN_CODE), FACT("model", F_MODEL), FACT("stream", F_STREAM), FACT("max_tokens", F_MAX_TOKENS),
     FACT("reject", F_REJECT), FACT("failure", F_FAILURE), FACT("upstream_status", F_UP_STATUS), FACT("reused", F_REUSED),

@@ -1,12 +1,9 @@
 /* TlsContext: an OpenSSL context made from files by tls_context.c. */
 #include "py_tls.h"
 
-#include <arpa/inet.h>
-#include <openssl/bio.h>
-#include <openssl/err.h>
-#include <openssl/x509v3.h>
 #include <string.h>
 
+#include "py_certificate.h"
 #include "tls_context.h"
 
 typedef struct {
@@ -71,20 +68,53 @@ static PyObject *make(PyTypeObject *type, tls_files *files, PyObject *alpn, bool
     return (PyObject *)self;
 }
 
+/* Further pairs of paths behind the first; the texts stay the tuple's. False with an exception. */
+static bool more_pairs(PyObject *more, tls_pair *pairs, size_t *n)
+{
+    if (more != NULL && !PyTuple_Check(more)) {
+        PyErr_SetString(PyExc_TypeError, "more is a tuple of pairs: certificate and key");
+        return false;
+    }
+    for (Py_ssize_t i = 0; more != NULL && i < PyTuple_GET_SIZE(more); i++) {
+        if (*n == TLS_IDENTITIES_MAX) {
+            PyErr_Format(PyExc_ValueError, "at most %d certificates", TLS_IDENTITIES_MAX);
+            return false;
+        }
+        PyObject *pair = PyTuple_GET_ITEM(more, i);
+        if (!PyTuple_Check(pair)) {
+            PyErr_SetString(PyExc_TypeError, "more is a tuple of pairs: certificate and key");
+            return false;
+        }
+        if (!PyArg_ParseTuple(pair, "ss", &pairs[*n].certificate, &pairs[*n].key))
+            return false;
+        ++*n;
+    }
+    return true;
+}
+
 static PyObject *make_server(PyObject *Py_UNUSED(none), PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"certificate", "key", "client_ca", "client_required", "alpn", "minimum", NULL};
-    PyObject *alpn = NULL;
+    static char *names[] = {"certificate", "key", "more", "client_ca", "client_crl", "client_required", "client_depth",
+                            "alpn", "minimum", "ticket_keys", NULL};
+    PyObject *alpn = NULL, *more = NULL;
     const char *minimum = "1.2";
     int required = 1;
-    tls_files files = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$sszpOs:server", names, &files.certificate, &files.key, &files.ca,
-                                     &required, &alpn, &minimum))
+    tls_pair pairs[TLS_IDENTITIES_MAX] = {{NULL, NULL}};
+    tls_files files = {.pairs = pairs, .n_pairs = 1};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$ssOzzpiOsz:server", names, &pairs[0].certificate, &pairs[0].key, &more,
+                                     &files.ca, &files.crl, &required, &files.client_depth, &alpn, &minimum,
+                                     &files.tickets))
         return NULL;
-    if (files.certificate == NULL || files.key == NULL)
+    if (pairs[0].certificate == NULL || pairs[0].key == NULL)
         return PyErr_Format(PyExc_TypeError, "server() needs certificate and key");
     if (strcmp(minimum, "1.2") != 0 && strcmp(minimum, "1.3") != 0)
         return PyErr_Format(PyExc_ValueError, "minimum is \"1.2\" or \"1.3\"");
+    if (files.client_depth < 0 || files.client_depth > 100)
+        return PyErr_Format(PyExc_ValueError, "client_depth is 0 to 100");
+    if (files.crl != NULL && files.ca == NULL)
+        return PyErr_Format(PyExc_ValueError, "client_crl needs client_ca");
+    if (!more_pairs(more, pairs, &files.n_pairs))
+        return NULL;
     files.client_required = required;
     files.tls13_only = strcmp(minimum, "1.3") == 0;
     return make(&ContextType, &files, alpn, true);
@@ -94,12 +124,13 @@ static PyObject *make_client(PyObject *Py_UNUSED(none), PyObject *args, PyObject
 {
     static char *names[] = {"ca", "certificate", "key", "alpn", NULL};
     PyObject *alpn = NULL;
-    tls_files files = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zzzO:client", names, &files.ca, &files.certificate, &files.key,
-                                     &alpn))
+    tls_pair pair = {NULL, NULL};
+    tls_files files = {.pairs = &pair};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$zzzO:client", names, &files.ca, &pair.certificate, &pair.key, &alpn))
         return NULL;
-    if ((files.certificate == NULL) != (files.key == NULL))
+    if ((pair.certificate == NULL) != (pair.key == NULL))
         return PyErr_Format(PyExc_TypeError, "client() needs both certificate and key, or neither");
+    files.n_pairs = pair.certificate != NULL;
     return make(&ContextType, &files, alpn, false);
 }
 
@@ -114,6 +145,8 @@ static PyObject *set_ticket_keys(ContextObject *self, PyObject *keys)
     unsigned char copied[TLS_TICKET_KEYS_MAX][TLS_TICKET_KEY];
     if (!self->server)
         return PyErr_Format(PyExc_ValueError, "only a server context has ticket keys");
+    if (tls_context_tickets_from_file(self->context))
+        return PyErr_Format(PyExc_ValueError, "its ticket keys come from a file");
     if (!PyTuple_Check(keys))
         return PyErr_Format(PyExc_TypeError, "ticket keys are a tuple of bytes");
     Py_ssize_t n = PyTuple_GET_SIZE(keys);
@@ -134,80 +167,37 @@ static PyObject *set_ticket_keys(ContextObject *self, PyObject *keys)
     Py_RETURN_NONE;
 }
 
-/* -- certificate_info ---------------------------------------------------------------------------------------------- */
-
-static PyObject *subject_text(X509 *certificate)
-{
-    BIO *bio = BIO_new(BIO_s_mem());
-    if (bio == NULL)
-        return PyErr_NoMemory();
-    X509_NAME_print_ex(bio, X509_get_subject_name(certificate), 0, XN_FLAG_RFC2253 & ~ASN1_STRFLGS_ESC_MSB);
-    char *text;
-    long len = BIO_get_mem_data(bio, &text);
-    PyObject *subject = PyUnicode_DecodeUTF8(text, len, "replace");
-    BIO_free(bio);
-    ERR_clear_error();
-    return subject;
-}
-
-static int append_name(PyObject *names, const GENERAL_NAME *general)
-{
-    PyObject *name = NULL;
-    if (general->type == GEN_DNS) {
-        const ASN1_IA5STRING *dns = general->d.dNSName;
-        name = PyUnicode_DecodeASCII((const char *)ASN1_STRING_get0_data(dns), ASN1_STRING_length(dns), "replace");
-    } else if (general->type == GEN_IPADD) {
-        const ASN1_OCTET_STRING *address = general->d.iPAddress;
-        char text[INET6_ADDRSTRLEN];
-        int family = ASN1_STRING_length(address) == 4 ? AF_INET : AF_INET6;
-        if (ASN1_STRING_length(address) != 4 && ASN1_STRING_length(address) != 16)
-            return 0;
-        if (inet_ntop(family, ASN1_STRING_get0_data(address), text, sizeof text) == NULL)
-            return 0;
-        name = PyUnicode_FromString(text);
-    } else {
-        return 0;
-    }
-    int result = name != NULL ? PyList_Append(names, name) : -1;
-    Py_XDECREF(name);
-    return result;
-}
-
-/* DNS names and IP addresses of the subjectAltName, as a tuple. */
-static PyObject *alternative_names(X509 *certificate)
-{
-    PyObject *names = PyList_New(0);
-    GENERAL_NAMES *all = X509_get_ext_d2i(certificate, NID_subject_alt_name, NULL, NULL);
-    for (int i = 0; names != NULL && all != NULL && i < sk_GENERAL_NAME_num(all); i++)
-        if (append_name(names, sk_GENERAL_NAME_value(all, i)) < 0)
-            Py_CLEAR(names);
-    GENERAL_NAMES_free(all);
-    ERR_clear_error();
-    PyObject *tuple = names != NULL ? PyList_AsTuple(names) : NULL;
-    Py_XDECREF(names);
-    return tuple;
-}
+/* -- facts --------------------------------------------------------------------------------------------------------- */
 
 static PyObject *certificate_info(ContextObject *self, void *Py_UNUSED(closure))
 {
-    X509 *certificate = SSL_CTX_get0_certificate(self->context);
+    X509 *certificate = tls_context_certificate(self->context);
     if (certificate == NULL)
         Py_RETURN_NONE;
-    tls_certificate_facts facts;
-    if (!tls_certificate_read(certificate, &facts))
-        return PyErr_Format(tls_error, "the certificate's dates cannot be decoded");
-    char hex[2 * sizeof facts.sha256 + 1];
-    for (size_t i = 0; i < sizeof facts.sha256; i++)
-        snprintf(hex + 2 * i, 3, "%02x", facts.sha256[i]);
-    PyObject *subject = subject_text(certificate);
-    PyObject *names = subject != NULL ? alternative_names(certificate) : NULL;
-    if (names == NULL) {
-        Py_XDECREF(subject);
-        return NULL;
+    return asc_certificate_info(certificate);
+}
+
+static PyObject *file_dates(ContextObject *self, void *Py_UNUSED(closure))
+{
+    static const char *const kinds[] = {"server", "client_ca", "client_crl"};
+    size_t n;
+    const tls_file_date *dates = tls_context_dates(self->context, &n);
+    PyObject *all = PyTuple_New((Py_ssize_t)n);
+    for (size_t i = 0; all != NULL && i < n; i++) {
+        PyObject *path = PyUnicode_DecodeFSDefault(dates[i].path);
+        PyObject *one = path != NULL ? Py_BuildValue("(sNLL)", kinds[dates[i].kind], path, (long long)dates[i].since,
+                                                       (long long)dates[i].until) : NULL;
+        if (one == NULL)
+            Py_CLEAR(all);
+        else
+            PyTuple_SET_ITEM(all, (Py_ssize_t)i, one);
     }
-    return Py_BuildValue("{s:N,s:N,s:L,s:L,s:s}", "subject", subject, "names", names, "not_before_unix",
-                         (long long)facts.not_before, "not_after_unix", (long long)facts.not_after,
-                         "fingerprint_sha256", hex);
+    return all;
+}
+
+static PyObject *tickets_from_file(ContextObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->server && tls_context_tickets_from_file(self->context));
 }
 
 /* -- the type ------------------------------------------------------------------------------------------------------ */
@@ -226,6 +216,10 @@ static PyGetSetDef context_attributes[] = {
     {"certificate_info", (getter)certificate_info, NULL,
      "subject, names, not_before_unix, not_after_unix, fingerprint_sha256 of the own certificate; None without one.",
      NULL},
+    {"ticket_keys_from_file", (getter)tickets_from_file, NULL, "Whether its ticket keys come from a file.", NULL},
+    {"file_dates", (getter)file_dates, NULL,
+     "(kind, path, since_unix, until_unix) of every file of a server: kind is server, client_ca or client_crl, until the earliest end "
+     "of what is in it.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
@@ -250,6 +244,13 @@ bool asc_tls_is_server(PyObject *object)
     return Py_IS_TYPE(object, &ContextType) && ((ContextObject *)object)->server;
 }
 
+bool asc_tls_same_trust(PyObject *one, PyObject *other)
+{
+    if (one == Py_None || other == Py_None)
+        return one == other;
+    return tls_context_same_trust(asc_tls_context(one), asc_tls_context(other));
+}
+
 int asc_add_tls_types(PyObject *module)
 {
     if (PyType_Ready(&ContextType) != 0)
@@ -261,6 +262,8 @@ int asc_add_tls_types(PyObject *module)
         if (tls_error == NULL)
             return -1;
     }
+    if (!asc_add_certificate_types(module))
+        return -1;
     if (PyModule_AddObjectRef(module, "TlsError", tls_error) != 0)
         return -1;
     return PyModule_AddObjectRef(module, "TlsContext", (PyObject *)&ContextType);

@@ -18,4 +18,7 @@ SSL_CTX *asc_tls_context(PyObject *object);
 /* Whether the object is a TlsContext made by TlsContext.server: only that may stand behind a listener. */
 bool asc_tls_is_server(PyObject *object);
 
+/* Whether two objects, TlsContext of servers or None, let in the same clients. */
+bool asc_tls_same_trust(PyObject *one, PyObject *other);
+
 #endif

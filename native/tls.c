@@ -529,17 +529,12 @@ bool tls_resumed(const tls_conn *connection)
     return SSL_session_reused(connection->ssl) == 1;
 }
 
-unsigned char *tls_peer_certificate(const tls_conn *connection, size_t *len)
+X509 *tls_peer(const tls_conn *connection)
 {
-    *len = 0;
-    X509 *certificate = SSL_get0_peer_certificate(connection->ssl);
-    int size = certificate != NULL ? i2d_X509(certificate, NULL) : 0;
-    if (size <= 0) return NULL;
-    unsigned char *der = malloc((size_t)size), *end = der;
-    if (der == NULL || i2d_X509(certificate, &end) != size) {
-        free(der);
-        return NULL;
-    }
-    *len = (size_t)size;
-    return der;
+    return SSL_get0_peer_certificate(connection->ssl);
+}
+
+STACK_OF(X509) *tls_peer_chain(const tls_conn *connection)
+{
+    return SSL_get_peer_cert_chain(connection->ssl);
 }

@@ -73,7 +73,9 @@ const char *tls_error(const tls_conn *connection);
 const char *tls_version(const tls_conn *connection);
 const char *tls_alpn(const tls_conn *connection);
 bool tls_resumed(const tls_conn *connection);
-/* DER of the peer's certificate, malloc'd copy the caller frees, NULL when none. */
-unsigned char *tls_peer_certificate(const tls_conn *connection, size_t *len);
+/* The peer's certificate, borrowed, NULL when it showed none. */
+X509 *tls_peer(const tls_conn *connection);
+/* What it sent besides, borrowed; NULL also for a session that was resumed. */
+STACK_OF(X509) *tls_peer_chain(const tls_conn *connection);
 
 #endif

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ascproxy import __version__
-from ascproxy.cli import check, init, key, serve, sim, status, upgrade
+from ascproxy.cli import check, init, key, reload, serve, sim, status, upgrade
 from ascproxy.errors import AscproxyError
 
 HELP = """\
@@ -43,7 +43,7 @@ def application() -> typer.Typer:
         add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     app.callback(help=HELP)(_root)
-    for command in (init, serve, check, status, upgrade, key, sim):
+    for command in (init, serve, check, status, reload, upgrade, key, sim):
         command.register(app)
     return app
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import http.client
 import json
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,30 @@ def ask(run_dir: Path, method: str, path: str, body: Any = None) -> Any:
         kind = UsageError if status == 400 else AscproxyError
         raise kind(str(document.get("error", reason)))
     return document
+
+
+def tell(run_dir: Path, number: signal.Signals) -> int:
+    """Send a signal to the supervisor of a service that has just answered; its pid. Raises AscproxyError."""
+    try:
+        pid = int((run_dir / LOCK).read_text())
+    except (OSError, ValueError) as error:
+        raise AscproxyError(f"{run_dir / LOCK} does not say who runs there: {error}") from error
+    try:
+        os.kill(pid, number)
+    except PermissionError as error:
+        raise AscproxyError(f"pid {pid} belongs to another user: run this as the user of the service") from error
+    except ProcessLookupError as error:
+        raise NotRunningError(f"nothing runs in {run_dir}: start it with: ascproxy serve DIR") from error
+    return pid
+
+
+def document(run_dir: Path, name: str) -> dict[str, Any] | None:
+    """What the supervisor says in a file of its run directory; None if it has said nothing."""
+    try:
+        found = json.loads((run_dir / name).read_bytes())
+    except FileNotFoundError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _exchange(run_dir: Path, method: str, path: str, body: Any) -> tuple[int, str, Any]:

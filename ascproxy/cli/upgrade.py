@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -12,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ascproxy.cli.local import LOCK, ask
-from ascproxy.errors import AscproxyError, NotRunningError
+from ascproxy.cli.local import ask, document, tell
+from ascproxy.errors import AscproxyError
 
 POLL_S = 0.1
 # The service gives up by itself before (ascproxy/supervisor: rehearsal, quiet moment, configuration, workers).
@@ -69,37 +68,14 @@ def carry_out(run_dir: Path) -> dict[str, Any]:
     before = ask(run_dir, "GET", "/status").get("upgrade")
     if before is not None and before["state"] not in OVER:
         raise AscproxyError("an upgrade is under way already: ascproxy status --json shows what comes of it")
-    pid = _supervisor(run_dir)
-    try:
-        os.kill(pid, signal.SIGUSR2)
-    except PermissionError as error:
-        raise AscproxyError(f"pid {pid} belongs to another user: run this as the user of the service") from error
-    except ProcessLookupError as error:
-        raise NotRunningError(f"nothing runs in {run_dir}: start it with: ascproxy serve DIR") from error
+    pid = tell(run_dir, signal.SIGUSR2)
     number = before["number"] if before is not None else 0
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
-        found = _document(run_dir)
+        found = document(run_dir, "upgrade.json")  # from its file: control is being replaced meanwhile
         if found is not None and found["number"] > number and found["state"] in OVER:
             return found
         if not Path(f"/proc/{pid}").exists():
             raise AscproxyError("the service ended during the upgrade: its log says why")
         time.sleep(POLL_S)
     raise AscproxyError(f"nothing came of the upgrade within {TIMEOUT_S:.0f} s: the service's log says more")
-
-
-def _document(run_dir: Path) -> dict[str, Any] | None:
-    """What the supervisor says, from its file: control is being replaced meanwhile."""
-    try:
-        found = json.loads((run_dir / "upgrade.json").read_bytes())
-    except FileNotFoundError:
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _supervisor(run_dir: Path) -> int:
-    """The supervisor's pid: the service has just answered, so what its lock holds is true."""
-    try:
-        return int((run_dir / LOCK).read_text())
-    except (OSError, ValueError) as error:
-        raise AscproxyError(f"{run_dir / LOCK} does not say who runs there: {error}") from error

@@ -10,16 +10,19 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from ascproxy import _native
+from ascproxy.clock import wall_ns
 from ascproxy.config.document import Document, Location, open_file, under
 from ascproxy.config.finding import Severity
 from ascproxy.config.load import Sheet, Sheets
 from ascproxy.config.schema import (
     ListenerLimitsSection,
     ListenerSection,
+    ListenerTlsSection,
     NodeFile,
     ProviderSection,
     ResourcesFile,
@@ -42,6 +45,9 @@ PARTS = (
     ("max_connections_per_ip", "max_connections"),
     ("max_unauthenticated_per_ip", "max_connections_per_ip"),
 )
+NANOSECONDS = 1_000_000_000
+DAY_S = 86_400
+SOON_S = 14 * DAY_S
 COUNTS = ("max_connections", "max_connections_per_ip")
 Address = tuple[str, int] | Path
 
@@ -143,29 +149,53 @@ def _check_listener(
         if listener.tls is None and not is_private(address):
             document.report((*at, "address"), f"{listener.address}: {PRIVATE}; add tls: {{certificate: ..., key: ...}}")
         taken.setdefault(address, f"listeners[{at[1]}]")
-    tls = listener.tls
-    if tls is None:
+    if listener.tls is not None:
+        _check_tls(document, folder, (*at, "tls"), listener.tls, secrets)
+
+
+def _check_tls(document: Document, folder: Path, at: Location, tls: ListenerTlsSection, secrets: bool) -> None:
+    public = {"certificate": tls.certificate, "client_ca": tls.client_ca, "client_crl": tls.client_crl}
+    private = {"key": tls.key, "ticket_keys": tls.ticket_keys}
+    files = {(*at, name): path for name, path in (public | private if secrets else public).items() if path is not None}
+    for number, each in enumerate(tls.certificates):
+        place = (*at, "certificates", number)
+        files |= {(*place, "certificate"): each.certificate} | ({(*place, "key"): each.key} if secrets else {})
+    if tls.client_ca is None:
+        for name in sorted({"client_auth", "client_crl", "client_depth"} & tls.model_fields_set):
+            document.report((*at, name), "needs client_ca: the CAs whose clients it is about")
+    for place, path in files.items():
+        if place[-1] == "key":
+            _warn_if_open(document, place, under(folder, path))
+    if not _all_readable(document, {place: under(folder, path) for place, path in files.items()}) or not secrets:
         return
-    paths = {"certificate": tls.certificate, "key": tls.key, "client_ca": tls.client_ca}
-    files = {name: under(folder, path) for name, path in paths.items() if path is not None}
-    if not secrets:
-        _all_readable(document, (*at, "tls"), {name: file for name, file in files.items() if name != "key"})
-        return
-    if _all_readable(document, (*at, "tls"), files):
-        try:
-            context = _native.TlsContext.server(
-                certificate=str(files["certificate"]),
-                key=str(files["key"]),
-                client_ca=str(files["client_ca"]) if "client_ca" in files else None,
-            )
-        except _native.TlsError as error:
-            document.report((*at, "tls"), str(error))
-        else:  # as ascproxy.net.tls asks, which is on this floor too
-            info = context.certificate_info
-            if info is None or not info["names"]:
-                reason = "names no host: issue it with a subjectAltName (DNS names or IP addresses)"
-                document.report((*at, "tls", "certificate"), f"certificate {files['certificate']} {reason}")
-    _warn_if_open(document, (*at, "tls", "key"), files["key"])
+    try:
+        context = _native.TlsContext.server(
+            certificate=str(under(folder, tls.certificate)),
+            key=str(under(folder, tls.key)),
+            more=tuple((str(under(folder, e.certificate)), str(under(folder, e.key))) for e in tls.certificates),
+            client_ca=None if tls.client_ca is None else str(under(folder, tls.client_ca)),
+            client_crl=None if tls.client_crl is None or tls.client_ca is None else str(under(folder, tls.client_crl)),
+            client_depth=tls.client_depth,
+            ticket_keys=None if tls.ticket_keys is None else str(under(folder, tls.ticket_keys)),
+        )
+    except _native.TlsError as error:
+        named = [place for place, path in files.items() if f" {under(folder, path)}" in str(error)]
+        document.report(named[0] if len(named) == 1 else at, str(error))
+    else:
+        _warn_before_the_end(document, at, context)
+
+
+def _warn_before_the_end(document: Document, at: Location, context: _native.TlsContext) -> None:
+    """Two weeks before the end, but for what lives for weeks only: in the last third of its life."""
+    words = {"server": "certificate {} expires", "client_ca": "CA file {} expires", "client_crl": "CRL file {} ends"}
+    now = wall_ns() // NANOSECONDS
+    for kind, path, since, until in context.file_dates:
+        left = until - now
+        if left < min(SOON_S, (until - since) // 3):
+            what = words[kind].format(path)
+            when = datetime.fromtimestamp(until, UTC).strftime("%Y-%m-%d %H:%M UTC")
+            due = f"on {when}, in {left // DAY_S} days" if left >= 0 else f"on {when}, which has passed"
+            document.report(at, f"{what} {due}; renew it and reload", Severity.WARNING)
 
 
 def _check_directories(document: Document, folder: Path, node: NodeFile) -> None:
@@ -234,19 +264,21 @@ def _readable(document: Document, at: Location, path: Path) -> bool:
         return False
 
 
-def _all_readable(document: Document, at: Location, files: Mapping[str, Path]) -> bool:
+def _all_readable(document: Document, files: Mapping[Location, Path]) -> bool:
     """Looks at every file, so that each one that cannot be read is a finding."""
-    return [_readable(document, (*at, name), path) for name, path in files.items()].count(False) == 0
+    return [_readable(document, place, path) for place, path in files.items()].count(False) == 0
 
 
 def _warn_if_open(document: Document, at: Location, path: Path) -> None:
-    """A secret that everybody on the machine can read is worth a word."""
+    """A secret that others than its owner and readers of its group can get at is worth a word."""
     try:
         mode = path.stat().st_mode
     except OSError:
         return
     if mode & stat.S_IROTH:
         document.report(at, f"{path} can be read by every user of this machine: chmod 600", Severity.WARNING)
+    elif mode & (stat.S_IWOTH | stat.S_IWGRP):
+        document.report(at, f"{path} can be changed by other users than its owner: chmod 600", Severity.WARNING)
 
 
 # ---- resources file ------------------------------------------------------------------------------------------------
@@ -359,7 +391,7 @@ def _check_provider(
         document.report((*at, "tls"), "has no effect: no endpoint is https", Severity.WARNING)
     if (tls.certificate is None) != (tls.key is None):
         document.report((*at, "tls"), "certificate and key come together; one of them is missing")
-    elif (files or secure) and _all_readable(document, (*at, "tls"), files):
+    elif (files or secure) and _all_readable(document, {(*at, "tls", name): path for name, path in files.items()}):
         paths = {name: str(path) for name, path in files.items()}
         certificate = paths.get("certificate") if secrets else None
         wrong = _try_context(contexts, paths.get("ca"), certificate, paths.get("key"))

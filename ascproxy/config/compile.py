@@ -15,9 +15,16 @@ from ascproxy.config.check import check, split_address, split_endpoint
 from ascproxy.config.document import Document, under
 from ascproxy.config.finding import Finding, InvalidConfigError, has_errors
 from ascproxy.config.load import Sheets, load
-from ascproxy.config.schema import ListenerLimitsSection, NodeFile, ProviderSection, ResourcesFile, RouteSection
+from ascproxy.config.schema import (
+    ListenerLimitsSection,
+    ListenerTlsSection,
+    NodeFile,
+    ProviderSection,
+    ResourcesFile,
+    RouteSection,
+)
 from ascproxy.errors import UsageError
-from ascproxy.model.node import Limits, Listener, ListenerTls, Node
+from ascproxy.model.node import CertificatePair, ClientAuth, Limits, Listener, ListenerTls, Node
 from ascproxy.model.provider import Credential, Endpoint, Provider, ProviderType, UpstreamTimeouts, UpstreamTls
 from ascproxy.model.route import Route, Target
 from ascproxy.model.snapshot import Snapshot
@@ -91,13 +98,7 @@ def _node(section: NodeFile, file: Path, environ: Mapping[str, str]) -> Node:
             Listener(
                 name=each.name or each.address,
                 address=_address(folder, each.address),
-                tls=None
-                if each.tls is None
-                else ListenerTls(
-                    certificate=_absolute(folder, each.tls.certificate),
-                    key=_absolute(folder, each.tls.key),
-                    client_ca=_absolute(folder, each.tls.client_ca) if each.tls.client_ca is not None else None,
-                ),
+                tls=None if each.tls is None else listener_tls(folder, each.tls),
                 limits=_limits(limits, each.limits),
                 proxy_protocol=each.proxy_protocol,
             )
@@ -106,6 +107,28 @@ def _node(section: NodeFile, file: Path, environ: Mapping[str, str]) -> Node:
         metrics_address=_address(folder, section.metrics.address),
         limits=limits,
         access_log=log if log in ("stdout", "none") else _absolute(folder, log),
+    )
+
+
+def listener_tls(folder: Path, section: ListenerTlsSection) -> ListenerTls:
+    """A listener's TLS with absolute paths."""
+
+    def absolute(path: str | None) -> str | None:
+        return None if path is None else _absolute(folder, path)
+
+    return ListenerTls(
+        certificate=_absolute(folder, section.certificate),
+        key=_absolute(folder, section.key),
+        client_ca=absolute(section.client_ca),
+        client_auth=ClientAuth(section.client_auth or ClientAuth.REQUIRED),
+        client_crl=absolute(section.client_crl),
+        client_depth=section.client_depth,
+        certificates=tuple(
+            CertificatePair(_absolute(folder, each.certificate), _absolute(folder, each.key))
+            for each in section.certificates
+        ),
+        min_version=section.min_version,
+        ticket_keys=absolute(section.ticket_keys),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from ascproxy.config.units import parse_memory, parse_size, parse_time
+from ascproxy.model.node import CLIENT_DEPTH
 from ascproxy.model.provider import ProviderType
 
 MAX_WORKERS = 256
@@ -123,12 +124,43 @@ class LimitsSection(ListenerLimitsSection):
     drain_stream: Time | None = Field(None, description="how long a stop or restart waits for streams")
 
 
-class ListenerTlsSection(Section):
-    """The certificate that a listener shows. Files are PEM."""
+class CertificateSection(Section):
+    """One more certificate of a listener."""
 
     certificate: Text = Field(description="certificate chain, the server's own first")
     key: Text = Field(description="its private key, without a passphrase")
-    client_ca: Text | None = Field(None, description="requires a client certificate of this CA (mTLS)")
+
+
+class ListenerTlsSection(Section):
+    """The certificates that a listener shows, and those that it wants to see. Files are PEM."""
+
+    certificate: Text = Field(description="certificate chain, the server's own first")
+    key: Text = Field(description="its private key, without a passphrase")
+    certificates: list[CertificateSection] = Field(
+        default_factory=list,
+        max_length=15,
+        description="further ones, for callers that name one of their hosts, or take another kind of key (RSA beside "
+        "ECDSA); who names an unknown host, or none, is shown the first",
+    )
+    min_version: Literal["1.2", "1.3"] = Field("1.2", description="oldest version of TLS, in quotes")
+    client_ca: Text | None = Field(
+        None, description="asks for a client certificate of these CAs (mTLS), whose roots must be among them"
+    )
+    client_auth: Literal["required", "optional", "off"] | None = Field(
+        None,
+        description="whether it must be shown: `required`, `optional` or `off`; default: `required` with `client_ca`",
+    )
+    client_crl: Text | None = Field(
+        None, description="revocation lists, a current one of every CA in `client_ca`; read again on reload"
+    )
+    client_depth: int = Field(
+        CLIENT_DEPTH, ge=1, le=CLIENT_DEPTH, description="most CA certificates above a client's own, its root included"
+    )
+    ticket_keys: Text | None = Field(
+        None,
+        description="keys of session tickets that several nodes share: lines of 64 hexadecimal digits, the first "
+        "encrypts; default: keys of this node's own, renewed every 8 h",
+    )
 
 
 class ListenerSection(Section):

@@ -27,7 +27,7 @@ from ascproxy.control.running import applicable
 from ascproxy.errors import AscproxyError
 from ascproxy.model import snapshot as snapshots
 from ascproxy.model.snapshot import Snapshot
-from ascproxy.net import memfile
+from ascproxy.net import memfile, tls
 from ascproxy.net.mailbox import Frame, FrameError, Kind, Mailbox
 from ascproxy.net.meeting import GATEWAY_SOCKET, PeerError, join
 from ascproxy.net.notify import Notifier
@@ -177,6 +177,7 @@ class Control:
             "revision": taken.revision,
             "warnings": _fitting(loaded.warnings),
             "restart": _fitting(loaded.restart),
+            "trust": await asyncio.to_thread(tls.trust_of, taken.node),
         }
         self.mailbox.send(Frame(Kind.DONE, request, payload, (descriptor,)))
         os.close(descriptor)

@@ -3,15 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+CLIENT_DEPTH = 9  # a root and eight intermediates: CHAIN_MAX of native/tls_context.c
+
+
+class ClientAuth(StrEnum):
+    """Whether callers must show a certificate. ``off``: none is asked for."""
+
+    REQUIRED = "required"
+    OPTIONAL = "optional"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class CertificatePair:
+    """Absolute paths of a certificate and its key."""
+
+    certificate: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerTls:
-    """Absolute paths. ``client_ca`` makes it mTLS: a certificate from that CA is required."""
+    """Absolute paths. ``client_ca`` makes it mTLS: unless ``client_auth`` says otherwise, a certificate from that CA is
+    required. ``certificates`` are further ones. ``client_depth`` counts the certificates above a client's own.
+    ``ticket_keys`` is None where the supervisor makes them."""
 
     certificate: str
     key: str
     client_ca: str | None = None
+    client_auth: ClientAuth = ClientAuth.REQUIRED
+    client_crl: str | None = None
+    client_depth: int = CLIENT_DEPTH
+    certificates: tuple[CertificatePair, ...] = ()
+    min_version: str = "1.2"
+    ticket_keys: str | None = None
+
+    @property
+    def asks_clients(self) -> bool:
+        """Whether callers are asked for a certificate."""
+        return self.client_ca is not None and self.client_auth is not ClientAuth.OFF
 
 
 @dataclass(frozen=True, slots=True)

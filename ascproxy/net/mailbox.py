@@ -38,8 +38,8 @@ class Kind(IntEnum):
     ADOPT = 6  # to a worker, with a slot's sockets: accept on them too; {"slot", "names"}
     RELEASE = 7  # to a worker: stop accepting on that slot's sockets; {"slot"}
     DRAIN = 8  # to a worker: finish and exit; {"unary_ms", "stream_ms", "idle_ms"}
-    LOAD = 9  # to control: check and compile the configuration; DONE comes with the snapshot's descriptor. At an
-    # upgrade with the first snapshot, as SERVE has it
+    LOAD = 9  # to control: check and compile the configuration; DONE comes with the snapshot's descriptor and
+    # {"revision", "warnings", "restart", "trust"}. At an upgrade with the first snapshot, as SERVE has it
     SERVE = 10  # to control, with snapshot in force, first snapshot, two sockets, shared page: serve this; {"run_dir"}
     TICKETS = 11  # to a worker: keys of session tickets; {"tickets"}: hexadecimal, TicketKeys.pack
 

@@ -7,13 +7,15 @@ ticket keys. What does not happen here: making certificates (:mod:`ascproxy.net.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ascproxy import _native
 from ascproxy.errors import AscproxyError
-from ascproxy.model.node import ListenerTls
+from ascproxy.model.node import ClientAuth, ListenerTls, Node
 from ascproxy.model.provider import UpstreamTls
 
 HTTP1 = (b"http/1.1",)
@@ -28,26 +30,60 @@ class CertificateError(AscproxyError):
 def listener_context(
     tls: ListenerTls, *, tickets: TicketKeys | None = None, alpn: tuple[bytes, ...] = HTTP1
 ) -> _native.TlsContext:
-    """The context of a listener. With ``client_ca`` a client certificate is required.
+    """The context of a listener. With ``client_ca`` a client certificate is required, unless it says otherwise.
+    ``tickets`` are used where the listener has no file of its own.
 
-    Raises :class:`CertificateError` when a file cannot be read or decoded, the key is not the certificate's or is too
-    weak, the chain is out of order, the certificate is expired, not yet valid, not for servers, or names no host.
+    Raises :class:`CertificateError` when a file cannot be read or decoded, a key is not the certificate's or is too
+    weak, a chain is out of order, a certificate is expired, not yet valid, not for servers, or names no host, a
+    revocation list is missing or has ended, or others can read the ticket keys.
     """
+    asks = tls.asks_clients
     try:
         context = _native.TlsContext.server(
-            certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca, alpn=alpn
+            certificate=tls.certificate,
+            key=tls.key,
+            more=tuple((each.certificate, each.key) for each in tls.certificates),
+            client_ca=tls.client_ca if asks else None,
+            client_crl=tls.client_crl if asks else None,
+            client_required=tls.client_auth is ClientAuth.REQUIRED,
+            client_depth=tls.client_depth,
+            alpn=alpn,
+            minimum=tls.min_version,
+            ticket_keys=tls.ticket_keys,
         )
     except _native.TlsError as error:
         raise CertificateError(str(error)) from error
-    info = context.certificate_info
-    if info is None or not info["names"]:
-        # Clients have ignored the common name since RFC 6125 6.4.4 / RFC 9525: nobody could verify this one.
-        raise CertificateError(
-            f"certificate {tls.certificate} names no host: issue it with a subjectAltName (DNS names or IP addresses)"
-        )
     if tickets is not None:
-        context.set_ticket_keys(tickets.ordered())
+        use_tickets(context, tickets)
     return context
+
+
+def use_tickets(context: _native.TlsContext, tickets: TicketKeys) -> None:
+    """Replace the ticket keys of a listener's context, unless they come from a file."""
+    if not context.ticket_keys_from_file:
+        context.set_ticket_keys(tickets.ordered())
+
+
+def trust_of(node: Node) -> str:
+    """A digest of everything that decides which clients are let in: it changes with the content of CA files and
+    revocation lists. A session that was begun before must not be resumed then, as nobody would look at the client's
+    certificate. A file that cannot be read counts as another content."""
+    digest = hashlib.sha256()
+    for listener in node.listeners:
+        tls = listener.tls
+        if tls is None or not tls.asks_clients:
+            continue
+        digest.update(f"{listener.name}\0{tls.client_auth}\0{tls.client_depth}\0".encode())
+        for path in (tls.client_ca, tls.client_crl):
+            digest.update(_content(path))
+    return digest.hexdigest()
+
+
+def _content(path: str | None) -> bytes:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).digest() if path is not None else b"-"
+    except OSError as error:
+        return f"?{error.errno}".encode()
 
 
 def upstream_context(tls: UpstreamTls, *, alpn: tuple[bytes, ...] = HTTP1) -> _native.TlsContext:

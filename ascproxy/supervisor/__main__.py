@@ -264,7 +264,9 @@ def open_holdings(
         raise StartError(
             f"run_dir of the node file is {found.node.run_dir}, and the gateway runs in {met[0].path}: leave it out"
         )
-    return Holdings.open(found.node, descriptor, found.revision, environment, met)
+    return Holdings.open(
+        found.node, descriptor, found.revision, environment, met=met, trust=str(loaded.payload.get("trust", ""))
+    )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ class Holdings:
     """``node`` is the node file as it was at the start; ``snapshot`` the descriptor of the revision in force.
 
     ``boot`` is that of the first revision: what needs a restart is compared with it. ``tickets`` are for all workers:
-    with keys of its own for each, a session would resume on one of them only. ``meeting`` is where control comes if it
+    with keys of its own for each, a session would resume on one of them only; ``trust`` is which clients they were made
+    under (:func:`ascproxy.net.tls.trust_of`). ``meeting`` is where control comes if it
     is not a child.
     """
 
@@ -78,6 +79,7 @@ class Holdings:
     boot: int
     revision: str
     slotted: Mapping[str, str]
+    trust: str = ""
     tickets: TicketKeys = field(default_factory=lambda: tls.fresh(os.urandom))
     berths: list[Berth] = field(default_factory=list)
     meeting: Meeting | None = None
@@ -89,7 +91,9 @@ class Holdings:
         snapshot: int,
         revision: str,
         environment: Mapping[str, str],
+        *,
         met: tuple[RunDir, Meeting] | None = None,
+        trust: str = "",
     ) -> Holdings:
         """Lock and empty the run directory, bind everything that is not a slot's own. ``met``: that has been done, to
         meet control in it. Raises AscproxyError with one sentence."""
@@ -109,6 +113,7 @@ class Holdings:
             boot=os.dup(snapshot),
             revision=revision,
             slotted=slotted,
+            trust=trust,
             meeting=meeting,
         )
 
@@ -124,6 +129,7 @@ class Holdings:
             "revision": self.revision,
             "slotted": dict(self.slotted),
             "tickets": self.tickets.pack().hex(),
+            "trust": self.trust,
             "meeting": None if self.meeting is None else {"descriptor": self.meeting.fileno(), "uid": self.meeting.uid},
             "berths": [
                 {
@@ -161,6 +167,7 @@ class Holdings:
             revision=raw["revision"],
             slotted=raw["slotted"],
             tickets=TicketKeys.unpack(bytes.fromhex(raw["tickets"])),
+            trust=raw.get("trust", ""),  # layout 1 has been written without it: then the next reload makes fresh keys
             berths=[
                 Berth(
                     tuple(_adopt(each, shared=False) for each in berth["sockets"]),

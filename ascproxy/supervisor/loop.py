@@ -14,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from ascproxy import __version__, _native
 from ascproxy.clock import monotonic_ns
@@ -87,6 +88,7 @@ class Supervisor:
             control_ready=lambda: self._control_slot.state is State.READY,
             in_force=self._serve_control,
             status=self._status,
+            said=self._say_reload,
         )
         self._memory = Memory(holdings.shared_page.page, holdings.node.limits.memory_limit, log)
         self.wanted = holdings.node.workers if handover is None else handover.wanted
@@ -797,6 +799,15 @@ class Supervisor:
         self._reloader.take_up()
         if not self.fleet.stopping and self.wanted != sum(slot.state is not State.EMPTY for slot in self.fleet.slots):
             self._resize(self.wanted)
+
+    def _say_reload(self, document: Mapping[str, Any]) -> None:
+        if document["state"] != "running":
+            page = self.holdings.shared_page.page
+            page.store(page.series(metrics.RELOAD_FAILED, 1), int(document["state"] != "done"))
+        try:
+            self.holdings.run_dir.write_reload(document)
+        except OSError as error:
+            self.log.error("cannot say what became of the reload", reason=str(error))
 
     def _say_upgrade(self, state: str, before: str, reason: str | None = None) -> None:
         document = {"number": self._upgrades, "state": state, "from": before, "to": __version__, "reason": reason}

@@ -2,8 +2,9 @@
 
 ``lock`` is locked (flock) for the life of the supervisor; it holds its pid, for a person to read and for nothing else.
 ``slot-N.page`` are the metric pages (``slot-N.K.page`` where processes of one slot overlapped), ``shared.page`` is what
-all processes read, ``upgrade.json`` is what became of the last upgrade. A clean stop removes the directory if a
-supervisor made it; so whoever has locked makes sure that what is locked is still the file in it.
+all processes read, ``upgrade.json`` and ``reload.json`` are what became of the last upgrade and the last reload. A
+clean stop removes the directory if a supervisor made it; so whoever has locked makes sure that what is locked is still
+the file in it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ LOCK = "lock"
 SHARED = "shared.page"
 CONTROL_SOCKET = "control.sock"
 UPGRADE = "upgrade.json"
+RELOAD = "reload.json"
 
 
 class RunDirError(AscproxyError):
@@ -144,7 +146,7 @@ class RunDir:
         """The shared page, with its cells: every process finds them by their keys."""
         page = self.create_page(SHARED)
         page.page.series(metrics.KEY_EPOCH, 1)
-        for key in (metrics.REVISION, metrics.OVERLOAD, metrics.MEMORY, metrics.MEMORY_LIMIT):
+        for key in (metrics.REVISION, metrics.OVERLOAD, metrics.MEMORY, metrics.MEMORY_LIMIT, metrics.RELOAD_FAILED):
             page.page.series(key, 1)
         return page
 
@@ -152,11 +154,18 @@ class RunDir:
         """The shared page that is there."""
         return self.open_page(SHARED)
 
+    def write_reload(self, document: Mapping[str, object]) -> None:
+        """Say what has become of a reload: read whole or not at all. Raises OSError."""
+        self._write(RELOAD, document)
+
     def write_upgrade(self, document: Mapping[str, object]) -> None:
         """Say what has become of an upgrade: read whole or not at all. Raises OSError."""
-        new = self.path / f".{UPGRADE}"
+        self._write(UPGRADE, document)
+
+    def _write(self, name: str, document: Mapping[str, object]) -> None:
+        new = self.path / f".{name}"
         new.write_bytes(orjson.dumps(document) + b"\n")
-        new.rename(self.path / UPGRADE)
+        new.rename(self.path / name)
 
     def repair(self, file: PageFile, slot: int) -> bool:
         """Make a page that its worker damaged usable again, at the price of its counters. True if it was."""

@@ -49,6 +49,7 @@ class PageCollector(Collector):
         yield _counter(metrics.TOKENS, _tokens(blocks))
         yield from _header_families(pages)
         yield from _worker_families(pages, self._now_ns())
+        yield _ends(pages)
         if self._shared is not None:
             yield from _shared_families(self._shared)
 
@@ -128,6 +129,23 @@ def _header_families(pages: Sequence[_native.Page]) -> Iterator[Metric]:
         else:
             family.add_metric(header.fixed, sum(page.load(cell) for page in pages))
     yield from families.values()
+
+
+def _ends(pages: Sequence[_native.Page]) -> Metric:
+    """Workers that have not taken the same files yet: the earliest end is the one to know."""
+    family = GaugeMetricFamily(
+        metrics.CERTIFICATE_ENDS.name, metrics.CERTIFICATE_ENDS.help, labels=metrics.CERTIFICATE_ENDS.labels
+    )
+    ends: dict[Labels, int] = {}
+    for page in metrics.current(pages).values():
+        for key, cell, _ in page.records():
+            kind, *labels = key.split(metrics.SEPARATOR)
+            if kind == metrics.ENDS and len(labels) == len(metrics.CERTIFICATE_ENDS.labels) and (at := page.load(cell)):
+                names = tuple(label.decode(errors="replace") for label in labels)
+                ends[names] = min(at, ends.get(names, at))
+    for names, at in sorted(ends.items()):
+        family.add_metric(names, at)
+    return family
 
 
 def _shared_families(shared: _native.Page) -> Iterator[Metric]:

@@ -3,7 +3,9 @@
 A page (native/page.h) belongs to one slot. It has header cells with fixed meaning, and series that are found by a key:
 
 * ``exchange\\0listener\\0route\\0provider\\0operation``: the block of native/meter.h, one per combination of labels;
-* ``refusals\\0code``: one counter.
+* ``refusals\\0code``: one counter;
+* ``ends\\0listener\\0kind\\0file``: when a certificate, CA file or revocation list ends that the worker uses, in
+  seconds since 1970; 0: it is no longer used.
 
 Everything here is the same in the worker that writes and in control that reads. Labels come from the configuration and
 from closed lists, never from a request: an unknown model does not make a series. What does not do: render
@@ -12,7 +14,8 @@ from closed lists, never from a request: an unknown model does not make a series
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -31,6 +34,8 @@ REVISION = b"revision"
 OVERLOAD = b"overload"
 MEMORY = b"memory"
 MEMORY_LIMIT = b"memory_limit"
+RELOAD_FAILED = b"reload_failed"
+ENDS = b"ends"
 
 
 class Kind(Enum):
@@ -223,6 +228,21 @@ SHARED_METRICS = (
         ),
         OVERLOAD,
     ),
+    (
+        Metric(
+            "ascproxy_reload_failed",
+            Kind.GAUGE,
+            "1 while the last reload was refused, or not taken by every worker: what was in force before goes on.",
+            (),
+        ),
+        RELOAD_FAILED,
+    ),
+)
+CERTIFICATE_ENDS = Metric(
+    "ascproxy_certificate_expiry_timestamp_seconds",
+    Kind.GAUGE,
+    "When a file that a listener uses ends, in seconds since 1970; kind: server, client_ca or client_crl.",
+    ("listener", "kind", "file"),
 )
 WORKER_REVISION = Metric(
     "ascproxy_worker_revision", Kind.GAUGE, "1 for the revision that a slot's worker decides on.", ("slot", "revision")
@@ -250,7 +270,7 @@ GAUGE_CELLS = (
 def table() -> tuple[Metric, ...]:
     """Every family once, in the order of the operations page."""
     families = [REQUESTS, REFUSED, TRIPPED, *(h.metric for h in HISTOGRAMS), TOKENS]
-    families += [h.metric for h in HEADER_METRICS] + [WORKER_REVISION, HEARTBEAT_AGE]
+    families += [h.metric for h in HEADER_METRICS] + [WORKER_REVISION, HEARTBEAT_AGE, CERTIFICATE_ENDS]
     families += [metric for metric, _ in SHARED_METRICS]
     return tuple(dict.fromkeys(families))
 
@@ -273,6 +293,22 @@ def sum_of(part: str) -> int:
 def refusal_cell(page: _native.Page, code: str) -> int:
     """The cell that counts refusals with a public error code; 0 when the page is full."""
     return page.series(REFUSALS + SEPARATOR + code.encode(), 1)
+
+
+def show_file_dates(page: _native.Page, dates: Mapping[str, Iterable[tuple[str, str, int, int]]]) -> None:
+    """Write down when the files end that listeners use now (``TlsContext.file_dates`` by listener), and nothing of
+    those that they do not use any more."""
+    ends = {
+        SEPARATOR.join((ENDS, listener.encode(), kind.encode(), os.fsencode(path))): max(0, until)
+        for listener, files in dates.items()
+        for kind, path, _, until in files
+    }
+    for key, cell, _ in page.records():
+        if key.startswith(ENDS + SEPARATOR) and key not in ends:
+            page.store(cell, 0)
+    for key, until in ends.items():
+        if cell := page.series(key, 1):  # 0: the page is full
+            page.store(cell, until)
 
 
 def current(pages: Iterable[_native.Page]) -> dict[int, _native.Page]:

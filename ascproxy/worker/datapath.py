@@ -63,6 +63,7 @@ class GatewayPath:
         )
         self._loop = loop
         self._exchange.bind(self._core)
+        self._page = place.page
         self._listeners: dict[str, _native.Listener] = {}
         self._attached = False
         self._wanted = {bound.name for bound in place.sockets}
@@ -74,6 +75,9 @@ class GatewayPath:
         """Build a revision whole, then use it."""
         contexts = {each.name: _context(each, tickets) for each in snapshot.node.listeners}
         self._exchange.adopt(snapshot)
+        metrics.show_file_dates(
+            self._page, {name: context.file_dates for name, context in contexts.items() if context is not None}
+        )
         self._core.access_log = snapshot.node.access_log != NONE
         for each in snapshot.node.listeners:
             known = self._listeners.get(each.name)
@@ -94,7 +98,7 @@ class GatewayPath:
     def use_tickets(self, tickets: TicketKeys) -> None:
         for listener in self._listeners.values():
             if listener.tls is not None:
-                listener.tls.set_ticket_keys(tickets.ordered())
+                tls.use_tickets(listener.tls, tickets)
 
     async def listen(self, listener: str, end: socket.socket) -> _native.Acceptor:
         if not self._attached:  # only now: what is attached has to be detached before its loop is closed

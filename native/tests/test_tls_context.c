@@ -1,4 +1,4 @@
-/* units: tls.c tls_context.c */
+/* units: tls.c tls_context.c tls_files.c tls_tickets.c */
 /* libs: -lssl -lcrypto */
 /* What contexts from files accept, refuse, choose and resume, seen from a client that is plain OpenSSL. */
 #include "tls_pair.h"
@@ -24,8 +24,9 @@ static void write_pem(char *path, size_t size, const char *name, X509 *certifica
 static SSL_CTX *serve(tls_files files)
 {
     tls_problem problem = {""};
-    files.certificate = server_pem;
-    files.key = server_key;
+    tls_pair own = {server_pem, server_key};
+    files.pairs = &own;
+    files.n_pairs = 1;
     SSL_CTX *context = tls_context_server(&files, &problem);
     CHECK_TEXT(problem.sentence, "");
     return context;
@@ -325,8 +326,8 @@ static void tickets_can_be_taken_away(int version)
 static void client_contexts(int version)
 {
     tls_problem problem = {""};
-    const tls_files trusting = {.ca = ca_pem, .certificate = client_pem, .key = client_key,
-                                .alpn = NAMES("\x08http/1.1")};
+    const tls_pair own = {client_pem, client_key};
+    const tls_files trusting = {.ca = ca_pem, .pairs = &own, .n_pairs = 1, .alpn = NAMES("\x08http/1.1")};
     const tls_files system = {.alpn = NAMES("\x08http/1.1")};
     SSL_CTX *server = serve((tls_files){.ca = ca_pem, .client_required = true, .alpn = NAMES("\x08http/1.1")});
     SSL_CTX_set_max_proto_version(server, version);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import socket
 import ssl
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import trustme
 
 from ascproxy import _native
+from ascproxy.net import tls
 from tests.kit.rig import Rig, post, read_answer, read_request, run, settled_at, until
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -203,5 +206,55 @@ def test_a_replaced_context_serves_new_connections_only(pki: Pki, tmp_path: Path
             assert (await read_answer(reader2)).status == 200
             writer.close()
             writer2.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_session_outlives_one_rotation_of_the_ticket_keys_and_is_renewed(pki: Pki, version: ssl.TLSVersion) -> None:
+    def once(port: int, context: ssl.SSLContext, session: ssl.SSLSession | None) -> tuple[bool, ssl.SSLSession]:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="localhost", session=session) as secure,
+        ):
+            secure.sendall(post(b"{}"))
+            assert secure.recv(65_536).startswith(b"HTTP/1.1 200")
+            assert secure.session is not None
+            return bool(secure.session_reused), secure.session
+
+    async def main() -> None:
+        keys = [tls.fresh(os.urandom)]
+        for _ in range(3):
+            keys.append(tls.rotate(keys[-1], os.urandom))
+        server = pki.server()
+        async with Rig(echo, server_tls=server) as rig:
+
+            async def visit(session: ssl.SSLSession | None, turn: int) -> tuple[bool, ssl.SSLSession]:
+                server.set_ticket_keys(keys[turn].ordered())
+                return await asyncio.to_thread(once, rig.port, context, session)
+
+            context = pki.trusting(version)
+            reused, old = await visit(None, 0)
+            assert not reused
+            reused, renewed = await visit(old, 1)
+            assert reused
+            assert (await visit(renewed, 2))[0]  # it was renewed under the second key
+            assert not (await visit(old, 2))[0]  # whose own key is gone
+            # A worker that has not heard of a rotation opens what one that has sealed with the next key.
+            _, early = await visit(None, 3)
+            assert (await visit(early, 2))[0]
+
+    run(main())
+
+
+@pytest.mark.parametrize("hello", [b"\x16\x03\x01\x00\x02\x01\x00", b"\x00" * 64, b"\x15\x03\x01\x00\x02\x02\x28"])
+def test_what_is_no_handshake_ends_without_a_reset(pki: Pki, hello: bytes) -> None:
+    async def main() -> None:
+        async with Rig(echo, server_tls=pki.server()) as rig:
+            reader, writer = await rig.client()
+            writer.write(hello + b"\x00" * 1_000)
+            said = await reader.read()  # a reset would raise
+            assert said == b"" or (said[0], len(said)) == (0x15, 7)  # or one alert record
+            writer.close()
 
     run(main())

@@ -92,6 +92,7 @@ class Forwarder:
         self.rejects: list[str] = []
         self.failures: list[str] = []
         self.heads = 0
+        self.seen_certificates: list[_native.ClientCertificate | None] = []
         self.idle: list[_native.Upstream] = []
         self.answer_on_response = True
 
@@ -101,6 +102,7 @@ class Forwarder:
     def on_request(self, s: _native.Stream) -> None:
         assert self.plan is not None
         assert self.rig is not None
+        self.seen_certificates.append(s.client_cert)
         while self.idle:
             u = self.idle.pop()
             if u.usable(monotonic_ns(), 4_000):

@@ -225,7 +225,7 @@ class FakeStream:
         key = self._headers.get("x-api-key", b"")
         self.credential = bearer or key or None
         self.two_credentials = bool(bearer and key and bearer != key)
-        self.client_certificate = None
+        self.client_cert = None
         self.content_length = len(body)
         self.body_len = len(body)
         self.scan_error, self.scan_code, self.model, self.stream, self.max_tokens = scan(body)

@@ -40,6 +40,7 @@ def test_the_commands_of_this_version() -> None:
         "serve",
         "check",
         "status",
+        "reload",
         "upgrade",
         "key create",
         "key list",

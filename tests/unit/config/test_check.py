@@ -26,14 +26,14 @@ PLAIN = "plaintext is for loopback addresses and Unix sockets only"
 SHAPE = "write 127.0.0.1:8080, [::1]:8080 or unix:PATH"
 
 
-def certificate(folder: Path, name: str, *, names: bool = True, ends: int = 1) -> None:
+def certificate(folder: Path, name: str, *, names: bool = True, begins: int = -2, ends: int = 2) -> None:
     """``name.crt`` and ``name.key``, signed by its own key, right for servers but for what is asked."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "gateway.example")])
     now, day = datetime.datetime.now(datetime.UTC), datetime.timedelta(days=1)
     builder = (
         x509.CertificateBuilder(subject, subject, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - 2 * day)
+        .not_valid_before(now + begins * day)
         .not_valid_after(now + ends * day)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
     )
@@ -51,6 +51,9 @@ def folder(tmp_path: Path) -> Path:
     certificate(tmp_path, "good")
     certificate(tmp_path, "nameless", names=False)
     certificate(tmp_path, "expired", ends=-1)
+    certificate(tmp_path, "soon", begins=-30, ends=9)
+    certificate(tmp_path, "group")
+    (tmp_path / "group.key").chmod(0o660)
     certificate(tmp_path, "open")
     (tmp_path / "open.key").chmod(0o644)
     ca = trustme.CA()
@@ -105,11 +108,21 @@ NODE_CASES: dict[str, tuple[str, str, str]] = {
     "no key": (tls("{certificate: good.crt, key: »absent.key}"), "listeners[0].tls.key", "cannot read {folder}/absent.key: no such file or directory"),
     "certificate is a pipe": (tls("{certificate: »pipe, key: good.key}"), "listeners[0].tls.certificate", "cannot read {folder}/pipe: it is no regular file"),
     "no client CA": (tls("{certificate: good.crt, key: good.key, client_ca: »absent}"), "listeners[0].tls.client_ca", "cannot read {folder}/absent: no such file or directory"),
-    "not PEM": (tls("»{certificate: junk, key: good.key}"), "listeners[0].tls", "certificate {folder}/junk holds no certificate; it must be PEM"),
+    "not PEM": (tls("{certificate: »junk, key: good.key}"), "listeners[0].tls.certificate", "certificate {folder}/junk holds no certificate; it must be PEM"),
     "another key": (tls("»{certificate: good.crt, key: nameless.key}"), "listeners[0].tls", "key {folder}/nameless.key does not belong to certificate {folder}/good.crt"),
-    "expired": (tls("»{certificate: expired.crt, key: expired.key}"), "listeners[0].tls", "certificate {folder}/expired.crt expired on "),
+    "expired": (tls("{certificate: »expired.crt, key: expired.key}"), "listeners[0].tls.certificate", "certificate {folder}/expired.crt expired on "),
     "nameless": (tls("{certificate: »nameless.crt, key: nameless.key}"), "listeners[0].tls.certificate", "certificate {folder}/nameless.crt names no host: issue it with a subjectAltName (DNS names or IP addresses)"),
     "open key": (tls("{certificate: open.crt, key: »open.key}"), "listeners[0].tls.key", "{folder}/open.key can be read by every user of this machine: chmod 600"),
+    "key that a group writes": (tls("{certificate: group.crt, key: »group.key}"), "listeners[0].tls.key", "{folder}/group.key can be changed by other users than its owner: chmod 600"),
+    "second certificate": (tls("{certificate: good.crt, key: good.key, certificates: [{certificate: »expired.crt, key: expired.key}]}"), "listeners[0].tls.certificates[0].certificate", "certificate {folder}/expired.crt expired on "),
+    "second key": (tls("{certificate: good.crt, key: good.key, certificates: [{certificate: good.crt, key: »absent}]}"), "listeners[0].tls.certificates[0].key", "cannot read {folder}/absent: no such file or directory"),
+    "no CRL": (tls("{certificate: good.crt, key: good.key, client_ca: ca.pem, client_crl: »junk}"), "listeners[0].tls.client_crl", "CRL file {folder}/junk holds no revocation list; it must be PEM"),
+    "CRL without CA": (tls("{certificate: good.crt, key: good.key, client_crl: »junk}"), "listeners[0].tls.client_crl", "needs client_ca: the CAs whose clients it is about"),
+    "required without CA": (tls("{certificate: good.crt, key: good.key, client_auth: »required}"), "listeners[0].tls.client_auth", "needs client_ca: the CAs whose clients it is about"),
+    "depth without CA": (tls("{certificate: good.crt, key: good.key, client_depth: »1}"), "listeners[0].tls.client_depth", "needs client_ca: the CAs whose clients it is about"),
+    "tickets": (tls("{certificate: good.crt, key: good.key, ticket_keys: »secret}"), "listeners[0].tls.ticket_keys", "ticket key file {folder}/secret: line 1 is no key: write 64 hexadecimal digits"),
+    "open tickets": (tls("{certificate: good.crt, key: good.key, ticket_keys: »open-secret}"), "listeners[0].tls.ticket_keys", "ticket key file {folder}/open-secret can be read by others or written by its group (mode 0604)"),
+    "soon": (tls("»{certificate: soon.crt, key: soon.key}"), "listeners[0].tls", "certificate {folder}/soon.crt expires on "),
     # limits
     "an address over all": (NODE + "limits: {max_connections_per_ip: »11, max_connections: 10}\n", "limits.max_connections_per_ip", "is more than max_connections, which is 10 here; raise that too"),
     "unauthenticated over authenticated": (NODE + "limits: {max_unauthenticated_per_ip: »2049}\n", "limits.max_unauthenticated_per_ip", "is more than max_connections_per_ip, which is 2048 here; raise that too"),
@@ -135,7 +148,7 @@ def test_the_node_file(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str,
     assert [f.path for f in found] == [path]
     assert found[0].reason.startswith(sentence.replace("{folder}", str(folder)))
     assert places(found) == marked
-    warning = "chmod" in sentence or "tmpfs" in sentence
+    warning = "chmod" in sentence or "tmpfs" in sentence or "expires on" in sentence
     assert found[0].severity is (Severity.WARNING if warning else Severity.ERROR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,11 +17,12 @@ from ascproxy.config.compile import compile_files
 from ascproxy.config.finding import InvalidConfigError, Severity
 from ascproxy.config.running import note, run_dir_of
 from ascproxy.errors import AscproxyError, UsageError
-from ascproxy.model.node import Limits, Listener, Node
+from ascproxy.model.node import CertificatePair, ClientAuth, Limits, Listener, ListenerTls, Node
 from ascproxy.model.provider import Credential, Endpoint, Provider, ProviderType, UpstreamTimeouts, UpstreamTls
 from ascproxy.model.route import Route, Target
 from ascproxy.model.snapshot import Snapshot, decode, encode
 from ascproxy.model.tenant import Tenant
+from tests.kit.certificates import Authority
 from tests.kit.config import NODE, write
 
 SMALLEST = "providers: {p: {type: vllm, endpoints: ['http://127.0.0.1']}}\n"
@@ -281,3 +283,64 @@ class TestRunDir:
         write(tmp_path, NODE.replace("node: n", "node: renamed") + "run_dir: /dev/shm/new\n")
         assert run_dir_of(tmp_path, {}) == running
         assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["run_dir"]
+
+
+def test_the_tls_of_a_listener(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    for name in ("a", "b"):
+        authority.issue(f"{name}.example").move_to(tmp_path / f"{name}.crt", tmp_path / f"{name}.key")
+    (tmp_path / "crl").write_bytes(authority.revoke())
+    (tmp_path / "tickets").touch(0o600)
+    (tmp_path / "tickets").write_text("0" * 64)
+    write(
+        tmp_path,
+        """\
+node: n
+listeners:
+  - address: "127.0.0.1:8443"
+    tls:
+      certificate: a.crt
+      key: a.key
+      certificates: [{certificate: b.crt, key: b.key}]
+      min_version: "1.3"
+      client_ca: authority.pem
+      client_auth: off
+      client_crl: crl
+      client_depth: 2
+      ticket_keys: tickets
+  - {address: "127.0.0.1:8444", tls: {certificate: a.crt, key: a.key, client_ca: authority.pem}}
+""",
+    )
+    snapshot = compile_files(tmp_path).snapshot
+    full, short = (each.tls for each in snapshot.node.listeners)
+    at = str(tmp_path)
+    assert full == ListenerTls(
+        certificate=f"{at}/a.crt",
+        key=f"{at}/a.key",
+        client_ca=f"{at}/authority.pem",
+        client_auth=ClientAuth.OFF,
+        client_crl=f"{at}/crl",
+        client_depth=2,
+        certificates=(CertificatePair(f"{at}/b.crt", f"{at}/b.key"),),
+        min_version="1.3",
+        ticket_keys=f"{at}/tickets",
+    )
+    assert short is not None
+    assert (full.asks_clients, short.asks_clients) == (False, True)
+    assert short.client_auth is ClientAuth.REQUIRED
+    assert decode(encode(snapshot)) == snapshot
+
+
+def test_a_snapshot_of_the_version_before_has_defaults_for_what_is_new(tmp_path: Path) -> None:
+    """An upgrade hands over the first snapshot, as the program before has written it."""
+    tls = ListenerTls("/a.crt", "/a.key", client_ca="/ca.pem")
+    node = Node("n", "/s", "/r", 1, (Listener("l", "127.0.0.1:1", tls),), "127.0.0.1:2")
+    snapshot = Snapshot("0" * 12, node, (), (), (), ())
+    document = json.loads(encode(snapshot))
+    of_before = ("certificate", "key", "client_ca")
+    listener = document["snapshot"]["node"]["listeners"][0]
+    listener["tls"] = {name: listener["tls"][name] for name in of_before}
+    assert decode(json.dumps(document).encode()) == snapshot
+    del listener["tls"]["key"]
+    with pytest.raises(AscproxyError, match=r"not a snapshot: .*key"):
+        decode(json.dumps(document).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +20,7 @@ from ascproxy.cli.app import application
 from ascproxy.config.finding import Severity
 from ascproxy.gateway.refusal import CATALOGUE
 from ascproxy.net import authority
+from tests.kit.certificates import Authority
 from tests.kit.config import findings
 
 ROOT = Path(__file__).parents[3]
@@ -70,7 +72,14 @@ def folder(tmp_path: Path) -> Path:
     """What the examples refer to."""
     (tmp_path / "tls").mkdir()
     (tmp_path / "keys").mkdir()
-    authority.create(tmp_path / "tls", ["localhost"], now=datetime.now(UTC))
+    made = authority.create(tmp_path / "tls", ["localhost"], now=datetime.now(UTC))
+    for name in ("server-rsa", "wild"):
+        shutil.copy(made.certificate, tmp_path / "tls" / f"{name}.crt")
+        shutil.copy(made.key, tmp_path / "tls" / f"{name}.key")
+    clients = Authority(tmp_path / "tls", "clients")
+    (tmp_path / "tls" / "clients.crl").write_bytes(clients.revoke())
+    (tmp_path / "tls" / "tickets").touch(0o600)
+    (tmp_path / "tls" / "tickets").write_text("ab" * 32 + "\n")
     (tmp_path / "keys" / "rack-a").write_text("secret")
     (tmp_path / "keys" / "rack-a").chmod(0o600)
     return tmp_path

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ascproxy._native import TlsContext
-from ascproxy.model.node import ListenerTls
+from ascproxy.model.node import ClientAuth, Listener, ListenerTls, Node
 from ascproxy.model.provider import UpstreamTls
 from ascproxy.net import tls
 from ascproxy.net.tls import CertificateError, TicketKeys, listener_context, upstream_context
@@ -299,3 +299,85 @@ def test_keys_pass_through_the_mailbox_and_are_not_shown(pki: Pki) -> None:
     with pytest.raises(ValueError, match="80 bytes"):
         TicketKeys(keys.current, keys.previous, b"short")
     listener_context(pki.listener(), tickets=keys)
+
+
+# ---- ticket keys from a file, several certificates, trust ----------------------------------------------------------
+
+
+def ticket_file(folder: Path, *lines: str, mode: int = 0o600) -> str:
+    path = folder / "tickets"
+    path.touch(0o600)
+    path.write_text("\n".join(lines) + "\n")
+    path.chmod(mode)
+    return str(path)
+
+
+SEED = "00112233445566778899aabbccddeeff" * 2
+
+
+def test_keys_from_a_file_are_those_that_the_supervisor_would_derive(pki: Pki) -> None:
+    """A session of a node with the file resumes on one whose keys were derived here: the derivation is one."""
+    keys = TicketKeys(tls.derive(bytes.fromhex(SEED)), *(tls.derive(bytes([n]) * 32) for n in range(2)))
+    from_file = listener_context(pki.listener(ticket_keys=ticket_file(pki.folder, "# ours", "", SEED.upper())))
+    derived = listener_context(pki.listener(), tickets=keys)
+    assert (from_file.ticket_keys_from_file, derived.ticket_keys_from_file) == (True, False)
+    tls.use_tickets(from_file, tls.fresh(bytes))  # they stay the file's
+    with pytest.raises(ValueError, match="come from a file"):
+        from_file.set_ticket_keys((bytes(80),))
+
+
+WRONG_TICKETS = {
+    "short": ([SEED, SEED[:-1]], 0o600, "line 2 is no key: write 64 hexadecimal digits, as `openssl rand -hex 32`"),
+    "not hexadecimal": (["g" + SEED[1:]], 0o600, "line 1 is no key"),
+    "nothing": (["# nothing"], 0o600, "holds no key; make one with `openssl rand -hex 32`"),
+    "twice": ([SEED, "", SEED], 0o600, "line 3 repeats a key; remove it"),
+    "nine": ([f"{n:064x}" for n in range(9)], 0o600, "holds more than 8 keys; remove the oldest"),
+    "readable": ([SEED], 0o604, "can be read by others or written by its group \\(mode 0604\\)"),
+    "group writes": ([SEED], 0o660, "can be read by others or written by its group \\(mode 0660\\)"),
+}
+
+
+@pytest.mark.parametrize(("lines", "mode", "sentence"), WRONG_TICKETS.values(), ids=WRONG_TICKETS)
+def test_a_wrong_ticket_file_has_its_sentence(pki: Pki, lines: list[str], mode: int, sentence: str) -> None:
+    path = ticket_file(pki.folder, *lines, mode=mode)
+    with pytest.raises(CertificateError, match=f"^ticket key file {path}:? {sentence}"):
+        listener_context(pki.listener(ticket_keys=path))
+
+
+def test_a_group_may_read_ticket_keys(pki: Pki) -> None:
+    assert listener_context(pki.listener(ticket_keys=ticket_file(pki.folder, SEED, mode=0o640))).ticket_keys_from_file
+
+
+def test_a_ticket_file_that_is_none(pki: Pki) -> None:
+    with pytest.raises(CertificateError, match="cannot read ticket key file /absent: No such file"):
+        listener_context(pki.listener(ticket_keys="/absent"))
+    with pytest.raises(CertificateError, match=f"ticket key file {pki.folder} is no regular file"):
+        listener_context(pki.listener(ticket_keys=str(pki.folder)))
+
+
+def test_trust_is_what_decides_about_clients(pki: Pki) -> None:
+    def trust(**of: Any) -> str:
+        made = listener(**of)
+        return tls.trust_of(Node("n", "/s", "/r", 1, (Listener("l", "127.0.0.1:1", made),), "127.0.0.1:2"))
+
+    def listener(**of: Any) -> ListenerTls:
+        return ListenerTls(str(pki.certificate), str(pki.key), **of)
+
+    ca, crl = str(pki.ca_file), pki.folder / "crl"
+    crl.write_bytes(b"one")
+    kinds = {
+        "none": trust(),
+        "ca": trust(client_ca=ca),
+        "optional": trust(client_ca=ca, client_auth=ClientAuth.OPTIONAL),
+        "depth": trust(client_ca=ca, client_depth=1),
+        "crl": trust(client_ca=ca, client_crl=str(crl)),
+        "absent": trust(client_ca=ca, client_crl="/absent"),
+    }
+    assert len(set(kinds.values())) == len(kinds)
+    assert trust(client_ca=ca, client_auth=ClientAuth.OFF) == kinds["none"]
+    before = pki.certificate.read_bytes()
+    pki.certificate.write_bytes(b"other")
+    assert trust(client_ca=ca, client_crl=str(crl)) == kinds["crl"]  # our own certificate lets nobody in
+    pki.certificate.write_bytes(before)
+    crl.write_bytes(b"two")
+    assert trust(client_ca=ca, client_crl=str(crl)) not in kinds.values()

@@ -152,7 +152,7 @@ def test_the_socket_where_control_comes_is_passed_on(tmp_path: Path) -> None:
     first = snapshot(tmp_path)
     run_dir = RunDir(first.node.run_dir, 0o750)
     met = run_dir, Meeting.open(run_dir.path / "gateway.sock", 4711)
-    held = Holdings.open(first.node, memfile.seal("s", snapshots.encode(first)), first.revision, {}, met)
+    held = Holdings.open(first.node, memfile.seal("s", snapshots.encode(first)), first.revision, {}, met=met)
     assert held.meeting is not None and held.meeting.fileno() in list(held.descriptors())
     taken = Holdings.adopt(copied(orjson.loads(orjson.dumps(held.record()))))
     assert taken.meeting is not None and taken.meeting.uid == 4711

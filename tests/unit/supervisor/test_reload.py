@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -44,7 +45,8 @@ class Played:
         self.fleet = Fleet()
         self.fleet.resize(workers, 0)
         first = memfile.seal("first", b"first")
-        self.holdings: Any = SimpleNamespace(snapshot=first, revision="first", tickets=tls.fresh(os.urandom))
+        self.holdings: Any = SimpleNamespace(snapshot=first, revision="first", tickets=tls.fresh(os.urandom), trust="")
+        self.said: list[Mapping[str, Any]] = []
         self.reloader = Reloader(
             holdings=self.holdings,
             fleet=self.fleet,
@@ -55,6 +57,7 @@ class Played:
             control_ready=lambda: True,
             in_force=lambda: None,
             status=lambda: "",
+            said=self.said.append,
         )
         for slot in range(workers):
             self.reloader.given[slot] = 0
@@ -63,11 +66,14 @@ class Played:
         self.fleet.step(slot, Event.READY, 0)
         self.reloader.worker_ready(slot)
 
-    def load(self, revision: str) -> None:
+    def load(self, revision: str, trust: str = "") -> None:
         self.reloader.start()
         number, frame, answer = self.asked.pop(0)
         assert (number, frame.kind) == (None, Kind.LOAD)
-        answer(None, Frame(Kind.DONE, payload={"revision": revision}, descriptors=(memfile.seal("x", b""),)))
+        answer(
+            None,
+            Frame(Kind.DONE, payload={"revision": revision, "trust": trust}, descriptors=(memfile.seal("x", b""),)),
+        )
 
     def answer(self, slot: int, reason: str | None = None) -> None:
         number, frame, answer = self.asked.pop(0)
@@ -132,3 +138,57 @@ def test_rotation_gives_every_ready_worker_the_next_key() -> None:
     (number, frame, _) = played.asked.pop()
     assert (number, frame.kind, played.asked) == (0, Kind.TICKETS, [])
     assert tls.TicketKeys.unpack(bytes.fromhex(frame.payload["tickets"])).current == before.next
+
+
+def test_ticket_keys_are_fresh_when_other_clients_are_trusted_and_only_then() -> None:
+    played = Played(1)
+    played.ready(0)
+    before = played.holdings.tickets
+    played.load("second", trust="")
+    played.answer(0)
+    assert played.holdings.tickets is before
+    played.load("third", trust="changed")
+    sent = played.asked[0][1].payload["tickets"]
+    assert sent != before.pack().hex()
+    played.reloader.rotate_tickets()  # the worker is getting fresh ones: what it has now must not come back
+    assert len(played.asked) == 1
+    played.answer(0)
+    assert played.holdings.tickets.pack().hex() == sent
+    assert played.holdings.trust == "changed"
+
+
+def test_a_reload_that_fails_leaves_the_ticket_keys() -> None:
+    played = Played(1)
+    played.ready(0)
+    before = played.holdings.tickets
+    played.load("second", trust="changed")
+    played.answer(0, "cannot build")
+    assert (played.holdings.tickets, played.holdings.trust) == (before, "")
+
+
+def test_what_becomes_of_a_reload_is_said() -> None:
+    played = Played(2)
+    played.ready(0)
+    played.ready(1)
+    played.load("second")
+    played.answer(0)
+    played.answer(1)
+    played.load("third")
+    played.answer(0)
+    played.answer(1, "cannot read key")
+    played.load("fourth")
+    played.answer(0, "cannot read key")
+    played.answer(1, "cannot read key")
+    played.reloader.start()
+    played.asked.pop()[2]("no", Frame(Kind.FAILED, payload={"findings": ["line 3: wrong"]}))
+    assert [
+        (each["state"], each["revision"], each["findings"]) for each in played.said if each["state"] != "running"
+    ] == [
+        ("done", "second", []),
+        ("partly", "third", ["cannot read key"]),
+        ("failed", "third", ["cannot read key"]),
+        ("failed", "third", ["line 3: wrong"]),
+    ]
+    numbers = [each["number"] for each in played.said]
+    assert numbers == sorted(numbers)
+    assert len(set(numbers)) == 4

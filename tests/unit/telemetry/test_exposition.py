@@ -136,3 +136,20 @@ def test_two_processes_of_one_slot_are_summed_and_the_newest_ready_one_is_shown(
     assert [key for key in samples if key[0] == "ascproxy_worker_revision"] == [
         ("ascproxy_worker_revision", (("revision", "000000000002"), ("slot", "0")))
     ]
+
+
+def test_the_files_of_listeners_have_their_ends() -> None:
+    name, pages = metrics.CERTIFICATE_ENDS.name, (page(), page())
+    for slot, each in enumerate(pages):
+        each.store(_native.Page.CELLS["slot"], slot)
+    own, authority = ("server", "/tls/a.crt", 1, 2_000), ("client_ca", "/tls/ca.crt", 1, 3_000)
+    metrics.show_file_dates(pages[0], {"main": (own, authority)})
+    metrics.show_file_dates(pages[1], {"main": (("server", "/tls/a.crt", 1, 1_000), authority)})
+    samples = scrape(*pages)
+    assert sample(samples, name, listener="main", kind="server", file="/tls/a.crt") == 1_000  # what ends first
+    assert sample(samples, name, listener="main", kind="client_ca", file="/tls/ca.crt") == 3_000
+    for each in pages:  # the next revision has no client CA, and another listener
+        metrics.show_file_dates(each, {"main": (own,), "other": (own,)})
+    samples = scrape(*pages)
+    assert sorted(dict(labels)["listener"] for family, labels in samples if family == name) == ["main", "other"]
+    assert sample(samples, name, listener="main", kind="server", file="/tls/a.crt") == 2_000
