@@ -46,9 +46,11 @@ else
 	$(python) -m pytest -ra -n auto $(together)
 	$(python) -m pytest -ra $(alone)
 endif
-# What starts a service has the machine to itself: its tests measure what it does in time. The rest shares the cores.
-alone = tests/process tests/fault tests/real
-together = $(filter-out $(alone) tests/kit tests/golden tests/wire,$(patsubst %/,%,$(wildcard tests/*/)))
+# What measures in time what a service does, or kills its processes, has the machine to itself. The rest shares the cores.
+alone = $(filter-out $(sharing),$(wildcard tests/process/test_*.py)) tests/fault tests/real
+sharing = $(patsubst %,tests/process/test_%.py,cli control errors keys proxy_protocol routes scenarios sdks sim systemd_units tls upstreams)
+together = $(filter-out tests/process tests/fault tests/real tests/kit tests/golden tests/wire,$(patsubst %/,%,$(wildcard tests/*/))) \
+    $(sharing)
 
 .PHONY: test-real
 test-real: $(VENV)/.dev $(VENV)/.built ## the SDKs against a real vLLM on CPU behind the gateway (installs 2.5 GB into $(VENV)-vllm)
