@@ -1,0 +1,155 @@
+"""An HTTP/2 client for tests: the h2 library on an asyncio connection, or frames by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import Callable
+from typing import Any
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+import hyperframe.frame as frames
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+Headers = list[tuple[str, str]]
+
+
+class Answered:
+    """What came for one stream: ``status``, ``fields``, ``body``; ``reset`` is the code of an RST_STREAM."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.fields: dict[str, str] = {}
+        self.body = b""
+        self.informational: list[int] = []
+        self.ended = False
+        self.reset: int | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.ended or self.reset is not None
+
+
+class Client:
+    """``async with Client(port) as c``: ``c.streams`` fills up while :meth:`until` reads."""
+
+    def __init__(
+        self, port: int, *, tls: ssl.SSLContext | None = None, window: int = 65_535, acknowledge: bool = True
+    ) -> None:
+        self.port, self.tls, self.window, self.acknowledge = port, tls, window, acknowledge
+        config = h2.config.H2Configuration(
+            client_side=True,
+            header_encoding="utf-8",
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+            validate_inbound_headers=True,
+        )
+        self.h2 = h2.connection.H2Connection(config)
+        self.streams: dict[int, Answered] = {}
+        self.goaway: int | None = None
+        self.goaways: list[tuple[int, int]] = []  # last stream, code
+        self.closed = False
+        self.events: list[Any] = []
+
+    async def __aenter__(self) -> Client:
+        self.reader, self.writer = await asyncio.open_connection(
+            "127.0.0.1", self.port, ssl=self.tls, server_hostname="localhost" if self.tls else None
+        )
+        self.h2.initiate_connection()
+        if self.window != 65_535:
+            self.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: self.window})
+        self.flush()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.writer.close()
+
+    def flush(self) -> None:
+        data = self.h2.data_to_send()
+        if data:
+            self.writer.write(data)
+
+    def raw(self, *frames_: frames.Frame | bytes) -> None:
+        """Send what the library would not."""
+        self.writer.write(b"".join(f if isinstance(f, bytes) else f.serialize() for f in frames_))
+
+    def head(self, path: str = "/v1/chat/completions", method: str = "POST", **fields: str) -> Headers:
+        head = [(":method", method), (":scheme", "http"), (":authority", "gateway"), (":path", path)]
+        return head + [(name.replace("_", "-"), value) for name, value in fields.items()]
+
+    def begin(self, head: Headers, *, end: bool = False) -> int:
+        stream = self.h2.get_next_available_stream_id()
+        self.streams[stream] = Answered()
+        self.h2.send_headers(stream, head, end_stream=end)
+        self.flush()
+        return stream
+
+    def ask(self, body: bytes | dict[str, Any], head: Headers | None = None) -> int:
+        """A whole request; its stream."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        stream = self.h2.get_next_available_stream_id()
+        self.streams[stream] = Answered()
+        self.h2.send_headers(stream, head or self.head(content_length=str(len(data))), end_stream=not data)
+        if data:
+            self.h2.send_data(stream, data, end_stream=True)
+        self.flush()
+        return stream
+
+    def take(self, data: bytes) -> None:
+        for event in self.h2.receive_data(data):
+            self.events.append(event)
+            match event:
+                case h2.events.ResponseReceived():
+                    answer = self.streams[event.stream_id]
+                    answer.fields = dict(event.headers)
+                    answer.status = int(answer.fields.pop(":status"))
+                case h2.events.InformationalResponseReceived():
+                    self.streams[event.stream_id].informational.append(int(dict(event.headers)[":status"]))
+                case h2.events.DataReceived():
+                    self.streams[event.stream_id].body += event.data
+                    if self.acknowledge:
+                        self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                case h2.events.StreamEnded():
+                    self.streams[event.stream_id].ended = True
+                case h2.events.StreamReset() if event.stream_id in self.streams:
+                    self.streams[event.stream_id].reset = int(event.error_code)
+                case h2.events.ConnectionTerminated():
+                    self.goaway = int(event.error_code)
+                    self.goaways.append((event.last_stream_id or 0, int(event.error_code)))
+
+    async def until(self, condition: Callable[[], bool], what: str = "") -> None:
+        """Read until the condition holds or the connection ends; then it must hold."""
+        while not condition() and not self.closed:
+            try:
+                data = await asyncio.wait_for(self.reader.read(65_536), 10)
+            except TimeoutError:
+                raise AssertionError(f"never came: {what}") from None
+            except ConnectionError:
+                data = b""
+            if not data:
+                self.closed = True
+                break
+            self.take(data)
+            self.flush()
+        assert condition(), f"the connection ended before: {what}"
+
+    async def answer(self, stream: int) -> Answered:
+        await self.until(lambda: self.streams[stream].over, f"the end of stream {stream}")
+        return self.streams[stream]
+
+    async def ended(self) -> int | None:
+        """Read to the end of the connection; the code of its GOAWAY."""
+        while not self.closed:
+            try:
+                data = await asyncio.wait_for(self.reader.read(65_536), 10)
+            except ConnectionError:
+                data = b""
+            if not data:
+                self.closed = True
+            elif self.goaway is None:
+                self.take(data)
+        return self.goaway
