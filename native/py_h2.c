@@ -10,8 +10,9 @@
  */
 #include "py_core.h"
 
-#define TICK_NS (1000 * MS)  /* how often exchanges are looked at for their deadlines */
-#define LEAVE_NS (1000 * MS) /* how long a client has to answer the ping that ends the connection */
+#define TICK_NS (1000 * MS)      /* how often exchanges are looked at for their deadlines */
+#define PATIENCE_NS (10000 * MS) /* how long a connection that is to end waits for a moment without exchanges */
+#define LEAVE_NS (1000 * MS)     /* how long a client then has to answer the ping */
 
 struct Frames {
     h2_session *session;
@@ -23,6 +24,7 @@ struct Frames {
     uint64_t now_ns, idle_ns, leave_ns;
     bool busy;               /* inside of the session: it is not entered again */
     bool dirty;              /* in core->dirty */
+    bool parting;            /* to be ended as soon as nothing is under way */
     bool over;               /* only to be closed */
     bool closed;             /* that has been done */
 };
@@ -272,6 +274,24 @@ static bool on_writable(void *owner)
     return d->conn.fd >= 0 && (!d->conn.write_paused || d->frames->over);
 }
 
+/* End the connection gracefully, best while it is quiet: to some clients (Python's h2 library) any GOAWAY means that the
+ * answers under way are lost, though it says the contrary. */
+static void part(Downstream *d, uint64_t now)
+{
+    Frames *f = d->frames;
+    bool quiet = f->n_streams == 0;
+    if (!f->parting)
+        f->leave_ns = now + PATIENCE_NS;
+    f->parting = true;
+    if (h2_leaving(f->session)) {
+        if (now >= f->leave_ns)
+            h2_leave_now(f->session);
+    } else if (quiet || now >= f->leave_ns) {
+        f->leave_ns = now + LEAVE_NS;
+        h2_leave(f->session);
+    }
+}
+
 /* ---- requests ----------------------------------------------------------------------------------------------------- */
 
 static void tick_soon(Downstream *d)
@@ -322,10 +342,9 @@ static bool on_request(void *owner, int32_t id, const char *bytes, size_t len, b
     if (s == NULL)
         return false;
     enum asc_limit over = core->draining ? LIMIT_NONE : down_last(d, s->t_start);
-    if (over != LIMIT_NONE && !h2_leaving(d->frames->session)) {
+    if (over != LIMIT_NONE && !d->frames->parting) {
         core_trip(core, over);
-        d->frames->leave_ns = s->t_start + LEAVE_NS;
-        h2_leave(d->frames->session);
+        part(d, s->t_start);
     }
     if (core->overload >= OVERLOAD_REFUSE) { /* before anything is collected */
         stream_trip(s, LIMIT_MEMORY_REFUSE);
@@ -479,16 +498,13 @@ void frames_due(Downstream *d, uint64_t now)
     } else if (f->n_streams == 0 && head == 0 && now >= f->idle_ns + idle) {
         core_trip(d->conn.core, LIMIT_IDLE_TIMEOUT);
         h2_leave_now(f->session);
-    } else if (h2_leaving(f->session)) {
-        if (now >= f->leave_ns)
-            h2_leave_now(f->session);
-    } else if (now >= born) {
-        core_trip(d->conn.core, LIMIT_CONNECTION_AGE);
-        f->leave_ns = now + LEAVE_NS;
-        h2_leave(f->session);
+    } else if (f->parting || now >= born) {
+        if (!f->parting)
+            core_trip(d->conn.core, LIMIT_CONNECTION_AGE);
+        part(d, now);
     }
     uint64_t at = now + TICK_NS;
-    if (f->n_streams == 0 && head == 0 && !h2_leaving(f->session) && !d->conn.write_paused)
+    if (f->n_streams == 0 && head == 0 && !f->parting && !d->conn.write_paused)
         at = f->idle_ns + idle < born ? f->idle_ns + idle : born;
     conn_deadline(&d->conn, DOWN_FRAMES, at);
     frames_touch(d);
@@ -497,11 +513,10 @@ void frames_due(Downstream *d, uint64_t now)
 void frames_draining(Downstream *d, uint64_t now)
 {
     Frames *f = d->frames;
-    f->leave_ns = now + LEAVE_NS;
     if (f->n_streams == 0 && d->conn.core->drain_idle_ns == 0) {
         h2_leave_now(f->session);
     } else {
-        h2_leave(f->session);
+        part(d, now);
         f->now_ns = now;
         tick_soon(d);
     }
@@ -562,8 +577,11 @@ void frames_settled(Downstream *d, Stream *s)
             h2_reset(f->session, s->h2.id, H2_INTERNAL_ERROR);
         h2_forget(f->session, s->h2.id);
     }
-    if (--f->n_streams == 0)
+    if (--f->n_streams == 0) {
         f->idle_ns = asc_now();
+        if (f->parting)
+            part(d, f->idle_ns);
+    }
     frames_touch(d);
 }
 

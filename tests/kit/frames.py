@@ -53,6 +53,7 @@ class Client:
         self.goaway: int | None = None
         self.goaways: list[tuple[int, int]] = []  # last stream, code
         self.closed = False
+        self.partial = b""
         self.events: list[Any] = []
 
     async def __aenter__(self) -> Client:
@@ -94,13 +95,27 @@ class Client:
         stream = self.h2.get_next_available_stream_id()
         self.streams[stream] = Answered()
         self.h2.send_headers(stream, head or self.head(content_length=str(len(data))), end_stream=not data)
-        if data:
-            self.h2.send_data(stream, data, end_stream=True)
+        for at in range(0, len(data), 16_384):
+            self.h2.send_data(stream, data[at : at + 16_384], end_stream=at + 16_384 >= len(data))
         self.flush()
         return stream
 
     def take(self, data: bytes) -> None:
-        for event in self.h2.receive_data(data):
+        """Frames from the server. The library takes any GOAWAY for the end, so it is not told of one."""
+        self.partial += data
+        rest = b""
+        while len(self.partial) >= 9:
+            frame, length = frames.Frame.parse_frame_header(memoryview(self.partial[:9]))
+            if len(self.partial) < 9 + length:
+                break
+            whole, self.partial = self.partial[: 9 + length], self.partial[9 + length :]
+            if isinstance(frame, frames.GoAwayFrame):
+                frame.parse_body(memoryview(whole[9:]))
+                self.goaway = frame.error_code
+                self.goaways.append((frame.last_stream_id, frame.error_code))
+            else:
+                rest += whole
+        for event in self.h2.receive_data(rest):
             self.events.append(event)
             match event:
                 case h2.events.ResponseReceived():
@@ -117,9 +132,6 @@ class Client:
                     self.streams[event.stream_id].ended = True
                 case h2.events.StreamReset() if event.stream_id in self.streams:
                     self.streams[event.stream_id].reset = int(event.error_code)
-                case h2.events.ConnectionTerminated():
-                    self.goaway = int(event.error_code)
-                    self.goaways.append((event.last_stream_id or 0, int(event.error_code)))
 
     async def until(self, condition: Callable[[], bool], what: str = "") -> None:
         """Read until the condition holds or the connection ends; then it must hold."""
@@ -150,6 +162,7 @@ class Client:
                 data = b""
             if not data:
                 self.closed = True
-            elif self.goaway is None:
+            else:
                 self.take(data)
+                self.flush()
         return self.goaway
