@@ -495,7 +495,7 @@ void frames_due(Downstream *d, uint64_t now)
     if (head && now >= head + limits->header_timeout) {
         h2_trip(f->session, LIMIT_HEADER_TIMEOUT);
         f->over = true;
-    } else if (f->n_streams == 0 && head == 0 && now >= f->idle_ns + idle) {
+    } else if (f->n_streams == 0 && head == 0 && now >= f->idle_ns + idle && !h2_left(f->session)) {
         core_trip(d->conn.core, LIMIT_IDLE_TIMEOUT);
         h2_leave_now(f->session);
     } else if (f->parting || now >= born) {
@@ -503,10 +503,9 @@ void frames_due(Downstream *d, uint64_t now)
             core_trip(d->conn.core, LIMIT_CONNECTION_AGE);
         part(d, now);
     }
-    uint64_t at = now + TICK_NS;
-    if (f->n_streams == 0 && head == 0 && !f->parting && !d->conn.write_paused)
-        at = f->idle_ns + idle < born ? f->idle_ns + idle : born;
-    conn_deadline(&d->conn, DOWN_FRAMES, at);
+    uint64_t at = f->idle_ns + idle < born ? f->idle_ns + idle : born;
+    bool waits = f->n_streams == 0 && head == 0 && !f->parting && !d->conn.write_paused;
+    conn_deadline(&d->conn, DOWN_FRAMES, waits && at > now ? at : now + TICK_NS);
     frames_touch(d);
 }
 
