@@ -11,6 +11,7 @@ from typing import Any
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 import h2.settings
 import hyperframe.frame as frames
 
@@ -54,6 +55,7 @@ class Client:
         self.goaways: list[tuple[int, int]] = []  # last stream, code
         self.closed = False
         self.partial = b""
+        self.rude = False
         self.events: list[Any] = []
 
     async def __aenter__(self) -> Client:
@@ -75,7 +77,8 @@ class Client:
             self.writer.write(data)
 
     def raw(self, *frames_: frames.Frame | bytes) -> None:
-        """Send what the library would not."""
+        """Send what the library would not, which is confused by some of the answers from then on."""
+        self.rude = True
         self.writer.write(b"".join(f if isinstance(f, bytes) else f.serialize() for f in frames_))
 
     def head(self, path: str = "/v1/chat/completions", method: str = "POST", **fields: str) -> Headers:
@@ -115,7 +118,14 @@ class Client:
                 self.goaways.append((frame.last_stream_id, frame.error_code))
             else:
                 rest += whole
-        for event in self.h2.receive_data(rest):
+        try:
+            events = self.h2.receive_data(rest)
+        except h2.exceptions.ProtocolError:
+            if not self.rude:
+                raise
+            self.h2.clear_outbound_data_buffer()  # its GOAWAY
+            return
+        for event in events:
             self.events.append(event)
             match event:
                 case h2.events.ResponseReceived():
