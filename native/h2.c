@@ -53,6 +53,8 @@ struct h2_session {
     int32_t last_id;
     uint64_t head_ns;
     bool head_ends;              /* END_HEADERS has come: the head is complete with this frame's payload */
+    int32_t *unheard;            /* streams that are answered and whose request goes on */
+    uint32_t n_unheard, n_old;   /* of them, those that have been there for a second */
     bool cut, over;
     uint8_t tripped, leaving;
     head_text head;
@@ -503,6 +505,37 @@ static int send_data(nghttp2_session *session, nghttp2_frame *frame, const uint8
     return h->calls->writable(h->owner) ? 0 : NGHTTP2_ERR_PAUSE;
 }
 
+/* Answered before the request was complete: nobody reads the rest (RFC 9113 8.1). */
+static void leave_unheard(h2_session *h, int32_t id)
+{
+    if (h->unheard == NULL)
+        h->unheard = malloc(h->limits->streams * sizeof *h->unheard);
+    if (h->unheard == NULL || h->n_unheard == h->limits->streams)
+        h2_reset(h, id, H2_NO_ERROR);
+    else
+        h->unheard[h->n_unheard++] = id;
+}
+
+bool h2_unheard(const h2_session *h)
+{
+    return h->n_unheard != 0;
+}
+
+void h2_hush(h2_session *h)
+{
+    for (uint32_t i = 0; i < h->n_old; i++)
+        if (nghttp2_session_find_stream(h->session, h->unheard[i]) != NULL)
+            h2_reset(h, h->unheard[i], H2_NO_ERROR);
+    h->n_unheard -= h->n_old;
+    if (h->n_unheard)
+        memmove(h->unheard, h->unheard + h->n_old, h->n_unheard * sizeof *h->unheard);
+    h->n_old = h->n_unheard;
+    if (h->n_unheard == 0) {
+        free(h->unheard);
+        h->unheard = NULL;
+    }
+}
+
 static int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, void *data)
 {
     h2_session *h = data;
@@ -521,9 +554,8 @@ static int on_frame_send(nghttp2_session *session, const nghttp2_frame *frame, v
         }
         break;
     case NGHTTP2_HEADERS: case NGHTTP2_DATA:
-        /* answered before the request was complete: nobody reads the rest (RFC 9113 8.1) */
         if ((frame->hd.flags & NGHTTP2_FLAG_END_STREAM) && nghttp2_session_get_stream_remote_close(session, id) == 0)
-            h2_reset(h, id, H2_NO_ERROR);
+            leave_unheard(h, id);
         break;
     default:
         break;
@@ -718,5 +750,6 @@ void h2_free(h2_session *h)
         return;
     nghttp2_session_del(h->session);
     free(h->head.bytes);
+    free(h->unheard);
     free(h);
 }

@@ -76,6 +76,11 @@ bool h2_continue(h2_session *h, int32_t id); /* 100 */
 void h2_more(h2_session *h, int32_t id);     /* `ready` would say more than the last time */
 void h2_reset(h2_session *h, int32_t id, enum h2_code code);
 
+/* A client that was answered before its request was complete may go on sending for a while, unheard: some clients lose the
+ * answer if their stream is reset at once. To be called every second while there is one: the second call resets it. */
+bool h2_unheard(const h2_session *h);
+void h2_hush(h2_session *h);
+
 /* End gracefully (RFC 9113 6.8): tell the client to open no more streams, and a round trip later which was the last. */
 void h2_leave(h2_session *h);
 void h2_leave_now(h2_session *h); /* do not wait for the round trip */

@@ -492,6 +492,7 @@ void frames_due(Downstream *d, uint64_t now)
         return;
     }
     each_due(d, now, stream_due);
+    h2_hush(f->session);
     if (head && now >= head + limits->header_timeout) {
         h2_trip(f->session, LIMIT_HEADER_TIMEOUT);
         f->over = true;
@@ -504,7 +505,7 @@ void frames_due(Downstream *d, uint64_t now)
         part(d, now);
     }
     uint64_t at = f->idle_ns + idle < born ? f->idle_ns + idle : born;
-    bool waits = f->n_streams == 0 && head == 0 && !f->parting && !d->conn.write_paused;
+    bool waits = f->n_streams == 0 && head == 0 && !f->parting && !d->conn.write_paused && !h2_unheard(f->session);
     conn_deadline(&d->conn, DOWN_FRAMES, waits && at > now ? at : now + TICK_NS);
     frames_touch(d);
 }

@@ -439,8 +439,12 @@ static void the_rest_of_a_request_that_is_answered(void)
     char lines[] = "x: y\r\n\r\n";
     assert(h2_answer(o->h, 1, 413, lines, sizeof lines - 1, true));
     h2_forget(o->h, 1);
+    assert(h2_send(o->h, S) && h2_unheard(o->h));
     o->out_len = 0;
-    assert(h2_send(o->h, S));
+    h2_hush(o->h); /* it may have come a moment ago */
+    assert(h2_send(o->h, S) && o->out_len == 0 && h2_unheard(o->h));
+    h2_hush(o->h);
+    assert(h2_send(o->h, S) && !h2_unheard(o->h));
     bool reset = false;
     for (size_t at = 0; at + 9 <= o->out_len; at += 9 + ((size_t)o->out[at + 1] << 8 | o->out[at + 2]))
         reset |= o->out[at + 3] == NGHTTP2_RST_STREAM && o->out[at + 12] == 0;

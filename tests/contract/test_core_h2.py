@@ -771,7 +771,7 @@ def test_a_stream_that_takes_nothing_is_cut_alone() -> None:
 def test_a_connection_that_takes_nothing_is_cut_whole() -> None:
     async def main() -> None:
         flood = Flood(chunks=2_000, size=10_000)
-        async with Rig(flood, write_stall_ms=300) as rig, Client(rig.port) as c:
+        async with Rig(flood, write_stall_ms=300) as rig, Client(rig.port, rcvbuf=4_096) as c:
             c.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: (1 << 31) - 1})
             c.h2.increment_flow_control_window((1 << 31) - 65_536)
             c.flush()

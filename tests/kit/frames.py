@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Callable
 from typing import Any
@@ -39,8 +40,9 @@ class Client:
     """``async with Client(port) as c``: ``c.streams`` fills up while :meth:`until` reads."""
 
     def __init__(
-        self, port: int, *, tls: ssl.SSLContext | None = None, window: int = 65_535, acknowledge: bool = True
+        self, port: int, *, tls: ssl.SSLContext | None = None, window: int = 65_535, acknowledge: bool = True, rcvbuf: int = 0
     ) -> None:
+        self.rcvbuf = rcvbuf
         self.port, self.tls, self.window, self.acknowledge = port, tls, window, acknowledge
         config = h2.config.H2Configuration(
             client_side=True,
@@ -59,8 +61,13 @@ class Client:
         self.events: list[Any] = []
 
     async def __aenter__(self) -> Client:
+        sock = socket.socket()
+        if self.rcvbuf:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.rcvbuf)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
         self.reader, self.writer = await asyncio.open_connection(
-            "127.0.0.1", self.port, ssl=self.tls, server_hostname="localhost" if self.tls else None
+            sock=sock, ssl=self.tls, server_hostname="localhost" if self.tls else None
         )
         self.h2.initiate_connection()
         if self.window != 65_535:
