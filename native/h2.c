@@ -13,6 +13,8 @@
 #define EARNED 2u          /* WINDOW_UPDATE frames that a DATA frame calls for: its stream's and the connection's */
 #define EARNED_MAX 100000u
 #define FIELDS_OUT 160u
+#define RECENT 64u        /* streams that are remembered after nghttp2 has forgotten them */
+#define ENDED 0x80000000u /* the client has said its last on that stream */
 /* Streams take turns: since 1.50 by telling nghttp2 so and leaving the tree of RFC 7540 alone, which is fair by default. */
 #define FAIR_SINCE 0x013200
 
@@ -42,8 +44,8 @@ struct h2_session {
     const h2_calls *calls;
     const h2_limits *limits;
     uint64_t now_ns;
-    /* the frame under way: its header, and for padded DATA the byte behind it */
-    uint8_t header[10];
+    /* the frame under way: its header, and what is looked at behind it (header_size) */
+    uint8_t header[13];
     uint8_t header_len;
     uint8_t preface;             /* bytes of it to come */
     uint32_t left;               /* bytes of its payload to come */
@@ -51,11 +53,12 @@ struct h2_session {
     bucket resets, glitches, settings, pings;
     uint32_t continuations, priorities, empty_data, opened, earned, asked;
     int32_t last_id;
+    uint32_t recent[RECENT];     /* the last streams that were opened, by `opened`; 0 none; with ENDED */
     uint64_t head_ns;
     bool head_ends;              /* END_HEADERS has come: the head is complete with this frame's payload */
     int32_t *unheard;            /* streams that are answered and whose request goes on */
     uint32_t n_unheard, n_old;   /* of them, those that have been there for a second */
-    bool cut, over;
+    bool cut, over, broken;      /* broken: GOAWAY is all that is left to say */
     uint8_t tripped, leaving;
     head_text head;
 };
@@ -112,6 +115,47 @@ static int32_t load31(const uint8_t *p)
     return (int32_t)((uint32_t)(p[0] & 0x7f) << 24 | load24(p + 1));
 }
 
+static bool broken(h2_session *h, uint32_t code)
+{
+    if (!h->broken && h->tripped == LIMIT_NONE)
+        (void)nghttp2_session_terminate_session(h->session, code);
+    h->broken = true;
+    return false;
+}
+
+/* The memory of a stream that was opened not long ago, NULL for any other. */
+static uint32_t *recent(h2_session *h, int32_t id)
+{
+    for (uint32_t i = 0; i < RECENT && i < h->opened; i++) {
+        uint32_t *known = &h->recent[(h->opened - 1 - i) % RECENT];
+        if ((*known & ~ENDED) == (uint32_t)id)
+            return known;
+    }
+    return NULL;
+}
+
+static void client_ended(h2_session *h, int32_t id)
+{
+    uint32_t *known = recent(h, id);
+    if (known != NULL)
+        *known |= ENDED;
+}
+
+/* A frame of a stream that nghttp2 does not know any more, and would ignore. It may have been on its way when we reset
+ * that stream; but a client that has ended a stream itself, or goes back to one that it passed over, is wrong. */
+static bool of_a_closed_stream(h2_session *h, int32_t id)
+{
+    if (id == 0 || id > h->last_id)
+        return true; /* nghttp2 knows what to say */
+    uint32_t *known = recent(h, id);
+    uint32_t oldest = h->opened < RECENT ? 0 : h->recent[h->opened % RECENT] & ~ENDED;
+    if (known == NULL && (uint32_t)id > oldest)
+        return broken(h, NGHTTP2_PROTOCOL_ERROR); /* RFC 9113 5.1.1 */
+    if (known != NULL && (*known & ENDED))
+        return broken(h, NGHTTP2_STREAM_CLOSED); /* 5.1 */
+    return glitch(h);
+}
+
 /* Is the frame, of which only the header is here, one too many? */
 static bool count_frame(h2_session *h)
 {
@@ -119,14 +163,17 @@ static bool count_frame(h2_session *h)
     const uint32_t len = load24(h->header);
     const uint8_t type = h->header[3], flags = h->header[4];
     const int32_t id = load31(h->header + 5);
+    if ((type == NGHTTP2_DATA || type == NGHTTP2_HEADERS) && id <= h->last_id &&
+        nghttp2_session_find_stream(h->session, id) == NULL)
+        return of_a_closed_stream(h, id);
     switch (type) {
     case NGHTTP2_DATA: {
         bool padded = flags & NGHTTP2_FLAG_PADDED;
         bool empty = padded ? len <= 1u + h->header[9] : len == 0;
         h->empty_data = empty && !(flags & NGHTTP2_FLAG_END_STREAM) ? h->empty_data + 1 : 0;
-        if (h->empty_data > l->empty_data)
-            return trip(h, LIMIT_H2_EMPTY_DATA);
-        return nghttp2_session_find_stream(h->session, id) != NULL || glitch(h);
+        if (flags & NGHTTP2_FLAG_END_STREAM)
+            client_ended(h, id);
+        return h->empty_data <= l->empty_data || trip(h, LIMIT_H2_EMPTY_DATA);
     }
     case NGHTTP2_HEADERS:
         h->continuations = 0;
@@ -134,15 +181,17 @@ static bool count_frame(h2_session *h)
         h->head_ends = flags & NGHTTP2_FLAG_END_HEADERS;
         if (id > h->last_id) {
             h->last_id = id;
-            h->opened++;
+            h->recent[h->opened++ % RECENT] = (uint32_t)id;
             earn(h); /* some clients open a window with each stream */
-            return true;
         }
-        return nghttp2_session_find_stream(h->session, id) != NULL || glitch(h);
+        if (flags & NGHTTP2_FLAG_END_STREAM)
+            client_ended(h, id);
+        return true;
     case NGHTTP2_CONTINUATION:
         h->head_ends = flags & NGHTTP2_FLAG_END_HEADERS;
         return (len > 0 && ++h->continuations <= l->continuations) || trip(h, LIMIT_H2_CONTINUATIONS);
     case NGHTTP2_RST_STREAM:
+        client_ended(h, id);
         return reset_counts(h);
     case NGHTTP2_SETTINGS:
         if (flags & NGHTTP2_FLAG_ACK)
@@ -158,7 +207,9 @@ static bool count_frame(h2_session *h)
         if (flags & NGHTTP2_FLAG_ACK)
             return glitch(h);
         return take(&h->pings, l->pings, l->pings, WINDOW_SECONDS, h->now_ns) || trip(h, LIMIT_H2_PINGS);
-    case NGHTTP2_PRIORITY:
+    case NGHTTP2_PRIORITY: /* nghttp2 ignores them, also those that are wrong (RFC 9113 6.3; RFC 7540 5.3.1) */
+        if (id == 0 || (h->header_len == 13 && load31(h->header + 9) == id))
+            return broken(h, NGHTTP2_PROTOCOL_ERROR);
         return ++h->priorities <= (uint64_t)l->priorities + h->opened || trip(h, LIMIT_H2_PRIORITIES);
     case NGHTTP2_WINDOW_UPDATE:
         if (h->earned) {
@@ -178,7 +229,7 @@ enum asc_limit h2_tripped(const h2_session *h)
 
 void h2_trip(h2_session *h, enum asc_limit limit)
 {
-    if (h->tripped != LIMIT_NONE || h->over)
+    if (h->tripped != LIMIT_NONE || h->broken || h->over)
         return;
     h->tripped = (uint8_t)limit;
     (void)nghttp2_session_terminate_session(h->session, NGHTTP2_ENHANCE_YOUR_CALM);
@@ -192,10 +243,16 @@ static void drop_head(h2_session *h)
 
 /* ---- receiving ---------------------------------------------------------------------------------------------------- */
 
+/* How much of a frame is looked at before it is counted: of padded DATA the length of the padding, of PRIORITY the stream
+ * that it names. */
 static uint8_t header_size(const h2_session *h)
 {
-    bool padded = h->header_len >= 9 && h->header[3] == NGHTTP2_DATA && (h->header[4] & NGHTTP2_FLAG_PADDED);
-    return padded && load24(h->header) > 0 ? 10 : 9;
+    if (h->header_len < 9)
+        return 9;
+    uint32_t len = load24(h->header);
+    if (h->header[3] == NGHTTP2_DATA && (h->header[4] & NGHTTP2_FLAG_PADDED) && len > 0)
+        return 10;
+    return h->header[3] == NGHTTP2_PRIORITY && len == 5 ? 13 : 9;
 }
 
 /* How many of these bytes belong to one frame (or the preface); its header is counted once it is whole. 0: one too many. */
@@ -231,7 +288,7 @@ static size_t frame_bytes(h2_session *h, const uint8_t *bytes, size_t len)
 bool h2_receive(h2_session *h, const uint8_t *bytes, size_t len, uint64_t now_ns)
 {
     h->now_ns = now_ns;
-    while (len && !h->over && h->tripped == LIMIT_NONE) {
+    while (len && !h->over && !h->broken && h->tripped == LIMIT_NONE) {
         size_t n = frame_bytes(h, bytes, len);
         if (n == 0)
             break;
@@ -248,7 +305,7 @@ bool h2_receive(h2_session *h, const uint8_t *bytes, size_t len, uint64_t now_ns
     if (h->tripped == LIMIT_NONE && !h->over &&
         nghttp2_session_get_outbound_queue_size(h->session) > h->limits->queued + h->limits->streams)
         h2_trip(h, LIMIT_H2_QUEUED);
-    return !h->over && h->tripped == LIMIT_NONE;
+    return !h->over && !h->broken && h->tripped == LIMIT_NONE;
 }
 
 uint64_t h2_head_since(const h2_session *h)
@@ -577,7 +634,7 @@ bool h2_send(h2_session *h, uint64_t now_ns)
     }
     if (!nghttp2_session_want_read(h->session) && !nghttp2_session_want_write(h->session))
         h->over = true; /* GOAWAY with an error has been sent */
-    return !h->over && h->tripped == LIMIT_NONE;
+    return !h->over && !h->broken && h->tripped == LIMIT_NONE;
 }
 
 static nghttp2_nv field(const char *name, size_t name_len, const char *value, size_t value_len)

@@ -456,6 +456,51 @@ static void the_rest_of_a_request_that_is_answered(void)
     done(w);
 }
 
+/* Frames of streams that are closed: what the client has ended itself is an error, what we have reset may be late. */
+static void closed_streams(void)
+{
+    static const struct {
+        bool reset_first, ours;
+        int code; /* of GOAWAY */
+    } cases[] = {{true, false, NGHTTP2_STREAM_CLOSED}, {false, false, NGHTTP2_STREAM_CLOSED}, {false, true, -1}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        h2_limits l = limits();
+        wire *w = begin();
+        head(w, 1, cases[i].reset_first || cases[i].ours ? END_HEADERS : END_HEADERS | END_STREAM, plain);
+        if (cases[i].reset_first)
+            frame(w, NGHTTP2_RST_STREAM, 0, 1, "\0\0\0\x08", 4);
+        owner *o = open_with(&l);
+        assert(h2_receive(o->h, w->bytes, w->len, S));
+        if (!cases[i].reset_first) {
+            h2_reset(o->h, 1, H2_INTERNAL_ERROR);
+            h2_forget(o->h, 1);
+        }
+        assert(h2_send(o->h, S));
+        w->len = 0;
+        for (int n = 0; n < 3; n++)
+            frame(w, NGHTTP2_DATA, 0, 1, "late", 4);
+        assert(h2_receive(o->h, w->bytes, w->len, S) == (cases[i].code < 0));
+        (void)h2_send(o->h, S);
+        assert(goaway(o) == cases[i].code && o->body == 0);
+        close_owner(o);
+        done(w);
+    }
+    /* a stream that was passed over, while that is known, and when it is not known any more */
+    for (uint32_t n = 1; n < 100; n += 40) {
+        h2_limits l = limits();
+        wire *w = begin();
+        for (uint32_t id = 5; id < 5 + 2 * n; id += 2)
+            head(w, id, END_HEADERS | END_STREAM, plain);
+        head(w, 3, END_HEADERS | END_STREAM, plain);
+        owner *o = open_with(&l);
+        assert(h2_receive(o->h, w->bytes, w->len, S) == (n > 64));
+        (void)h2_send(o->h, S);
+        assert(goaway(o) == (n > 64 ? -1 : NGHTTP2_PROTOCOL_ERROR) && o->requests == (int)n);
+        close_owner(o);
+        done(w);
+    }
+}
+
 static void leaving(void)
 {
     h2_limits l = limits();
@@ -502,6 +547,7 @@ int main(void)
     what_is_forgiven();
     answers_and_windows();
     the_rest_of_a_request_that_is_answered();
+    closed_streams();
     leaving();
     memory_that_is_not_there();
     return 0;
