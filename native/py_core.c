@@ -326,7 +326,8 @@ static PyObject *core_tick(Core *core, PyObject *argument)
         Py_INCREF(d);
         if (d->stream != NULL)
             core_cut_drained(core, d->stream, now);
-        frames_drained(d, now);
+        if (d->frames != NULL)
+            frames_drained(d, now);
         next = d->next; /* connections are let go at the end of a turn, never inside these calls */
         Py_DECREF(d);
     }
