@@ -15,8 +15,8 @@
 #define FIELDS_OUT 160u
 #define RECENT 64u        /* streams that are remembered after nghttp2 has forgotten them */
 #define ENDED 0x80000000u /* the client has said its last on that stream */
-/* Streams take turns: since 1.50 by telling nghttp2 so and leaving the tree of RFC 7540 alone, which is fair by default. */
-#define FAIR_SINCE 0x013200
+/* Streams take turns: since 1.48 by telling nghttp2 so and leaving the tree of RFC 7540 alone, which is fair by default. */
+#define FAIR_SINCE 0x013000
 
 /* Tokens: `burst` at once, `rate` more in `seconds`. */
 typedef struct {

@@ -119,8 +119,8 @@ class ListenerLimitsSection(Section):
         None,
         ge=1,
         le=1_000_000,
-        description="frames that ask for nothing, at once: unknown ones, those of closed streams, WINDOW_UPDATE that no "
-        "answer called for",
+        description="frames that ask for nothing, at once: unknown ones, those of closed streams, WINDOW_UPDATE that "
+        "no answer called for",
     )
     h2_glitches_rate: int | None = Field(None, ge=1, le=1_000_000, description="how many of them are forgiven a second")
     h2_queued: int | None = Field(

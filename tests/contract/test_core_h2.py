@@ -86,7 +86,9 @@ def test_an_exchange_takes_the_same_walk() -> None:
         async with Rig(script) as rig, Client(rig.port) as c:
             await c.answer(c.ask(CHAT))
             calls = rig.core.calls
-            head = c.head(x_pass_me="yes", x_drop_me="no", cookie="a=b", x_request_id="mine", content_type="application/json")
+            head = c.head(
+                x_pass_me="yes", x_drop_me="no", cookie="a=b", x_request_id="mine", content_type="application/json"
+            )
             stream = c.ask(CHAT, head)
             answer = await c.answer(stream)
             assert (answer.status, answer.body, answer.ended) == (201, b"abc", True)
@@ -111,7 +113,9 @@ def test_a_credential_and_a_query_are_found_where_they_are_in_http1() -> None:
 
     class Looks(Forwarder):
         def on_request(self, s: _native.Stream) -> None:
-            seen.append((s.method, s.path, s.query, s.credential, s.header("x-pass-a"), s.model, s.header("host"), s.peer[:9]))
+            seen.append(
+                (s.method, s.path, s.query, s.credential, s.header("x-pass-a"), s.model, s.header("host"), s.peer[:9])
+            )
             seen.append((s.content_length,))
             s.respond(200, b"", b"")
 
@@ -454,7 +458,10 @@ STREAMS: dict[str, tuple[list[bytes], bool]] = {
     "aborted": ([*CONTENT[:2], delta("", finish="abort"), DONE], False),
     "an error after content": ([*CONTENT[:2], ERROR, DONE], False),
     "an error before content": ([CONTENT[0], ERROR, DONE], False),
-    "one event longer than what is held": ([event(id="c", choices=[{"index": 0, "delta": {"content": "x" * 40_000}}]), DONE], False),
+    "one event longer than what is held": (
+        [event(id="c", choices=[{"index": 0, "delta": {"content": "x" * 40_000}}]), DONE],
+        False,
+    ),
 }
 
 

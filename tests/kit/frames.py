@@ -40,7 +40,13 @@ class Client:
     """``async with Client(port) as c``: ``c.streams`` fills up while :meth:`until` reads."""
 
     def __init__(
-        self, port: int, *, tls: ssl.SSLContext | None = None, window: int = 65_535, acknowledge: bool = True, rcvbuf: int = 0
+        self,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        window: int = 65_535,
+        acknowledge: bool = True,
+        rcvbuf: int = 0,
     ) -> None:
         self.rcvbuf = rcvbuf
         self.port, self.tls, self.window, self.acknowledge = port, tls, window, acknowledge
@@ -79,6 +85,7 @@ class Client:
         self.writer.close()
 
     def flush(self) -> None:
+        """Send what the library has to say."""
         data = self.h2.data_to_send()
         if data:
             self.writer.write(data)

@@ -104,7 +104,9 @@ def test_httpx_has_many_streams_on_one_connection(service: Service) -> None:
         ) as client:  # fmt: skip
 
             async def stream(n: int) -> str:
-                async with client.stream("POST", "/v1/chat/completions", json=STREAM | {"user": f"caller-{n}"}) as answer:
+                async with client.stream(
+                    "POST", "/v1/chat/completions", json=STREAM | {"user": f"caller-{n}"}
+                ) as answer:
                     assert (answer.http_version, answer.status_code) == ("HTTP/2", 200)
                     text = "".join([piece async for piece in answer.aiter_text()])
                     assert text.endswith("data: [DONE]\n\n")

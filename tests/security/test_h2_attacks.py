@@ -24,6 +24,7 @@ COMPRESSION, FLOW, SIZE, CLOSED = 9, 3, 6, 5
 HEAD = [(":method", "POST"), (":scheme", "http"), (":authority", "gateway"), (":path", "/v1/chat/completions")]
 
 
+MORE = hpack.Encoder().encode([("x", "y" * 200)])
 PAUSE = b""  # what came before is answered, so that no limit of streams is met
 
 
@@ -189,7 +190,7 @@ ATTACKS = {
     "a window too large": Attack(made_you_reset(window_overflow), "h2_resets", most=201),
     "more data than declared": Attack(made_you_reset(more_than_declared), "h2_resets"),
     "malformed requests": Attack(malformed, "h2_resets"),
-    "CONTINUATION without end": Attack(continuations(1_000, hpack.Encoder().encode([("x", "y" * 200)])), "h2_continuations"),
+    "CONTINUATION without end": Attack(continuations(1_000, MORE), "h2_continuations"),
     "empty CONTINUATION": Attack(continuations(2, b""), "h2_continuations"),
     "CONTINUATION of a closed stream": Attack(continuations_of_a_closed_stream, "h2_continuations"),
     "HPACK bomb": Attack(hpack_bomb, "max_head"),
@@ -293,10 +294,10 @@ BROKEN: dict[str, tuple[Callable[[], Iterator[frames.Frame | bytes]], int]] = {
     "DATA before HEADERS": (lambda: iter([frames.DataFrame(1, b"x")]), PROTOCOL),
     "DATA of no stream": (lambda: iter([b"\0\0\1\0\0\0\0\0\0x"]), PROTOCOL),
     "CONTINUATION alone": (lambda: iter([frames.ContinuationFrame(1, b"x")]), PROTOCOL),
-    "a frame inside of a head": (lambda: iter([headers(1, HEAD, "END_STREAM"), frames.PingFrame(0, b"1" * 8)]), PROTOCOL),
+    "a frame in a head": (lambda: iter([headers(1, HEAD, "END_STREAM"), frames.PingFrame(0, b"1" * 8)]), PROTOCOL),
     "a frame too large": (lambda: iter([b"\0\x40\1\0\0\0\0\0\1" + b"x" * 16_385]), SIZE),
     "PUSH_PROMISE": (lambda: iter([b"\0\0\4\5\4\0\0\0\1\0\0\0\2"]), PROTOCOL),
-    "broken HPACK": (lambda: iter([frames.HeadersFrame(1, b"\xff\xff\xff\xff\xff", flags=("END_HEADERS",))]), COMPRESSION),
+    "broken HPACK": (lambda: iter([frames.HeadersFrame(1, b"\xff" * 5, flags=("END_HEADERS",))]), COMPRESSION),
     "more than the window of the connection": (lambda: iter([frames.WindowUpdateFrame(0, (1 << 31) - 1)]), FLOW),
     "a window of nothing more": (lambda: iter([request(1), zero_increment(1)]), PROTOCOL),
     "a PING of seven bytes": (lambda: iter([b"\0\0\7\6\0\0\0\0\0" + b"1" * 7]), SIZE),
