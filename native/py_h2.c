@@ -142,7 +142,7 @@ static void flush(Downstream *d)
         enum asc_limit limit = h2_tripped(f->session);
         if (limit != LIMIT_NONE)
             name_limit(d, limit);
-        d->linger = !h2_left(f->session) || f->n_streams > 0; /* the client may still be sending */
+        d->linger = true; /* the client may still be sending, if only WINDOW_UPDATE */
         frames_gone(d, "client_gone");
     }
     send_out(d);

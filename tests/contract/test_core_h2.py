@@ -19,6 +19,7 @@ from ascproxy.wire.operation import Scan
 from tests.contract.test_core_events import END, HEAD, STREAM, chunk, delta, event, usage
 from tests.contract.test_core_limits import lines, trips
 from tests.contract.test_core_pressure import Flood, marker
+from tests.contract.test_core_proxy import GOOD, proxied, told
 from tests.contract.test_core_tls import Pki
 from tests.kit.frames import PREFACE, Client
 from tests.kit.rig import Forwarder, Rig, post, read_answer, read_request, run, settled_at, until
@@ -265,6 +266,21 @@ def test_the_preface_is_known_only_at_the_start_and_where_it_is_switched_on() ->
             writer.write(PREFACE)
             assert (await read_answer(reader)).status == 400
             writer.close()
+
+    run(main())
+
+
+def test_behind_a_proxy_header_the_caller_is_who_it_names() -> None:
+    header, caller = GOOD[next(iter(GOOD))]
+
+    async def main() -> None:
+        async with proxied() as rig:
+            c = Client(rig.port)
+            c.before = header
+            async with c:
+                assert (await c.answer(c.ask(CHAT))).status == 200
+            assert told(rig) == [caller]
+            assert (lines(rig)[0]["client"], trips(rig)) == (caller, {})
 
     run(main())
 
@@ -870,7 +886,8 @@ def test_a_drain_lets_streams_end_and_takes_no_more() -> None:
             for stream in streams:
                 assert (await c.answer(stream)).body == b"{}"
             assert await c.ended() == 0
-            assert rig.core.connections == 0
+            c.writer.close()
+            await until(lambda: rig.core.connections == 0, "it is let go once the client has closed, too")
 
     run(main())
 

@@ -64,6 +64,7 @@ class Client:
         self.closed = False
         self.partial = b""
         self.rude = False
+        self.before = b""  # sent first: the header of a proxy
         self.events: list[Any] = []
 
     async def __aenter__(self) -> Client:
@@ -75,6 +76,7 @@ class Client:
         self.reader, self.writer = await asyncio.open_connection(
             sock=sock, ssl=self.tls, server_hostname="localhost" if self.tls else None
         )
+        self.writer.write(self.before)
         self.h2.initiate_connection()
         if self.window != 65_535:
             self.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: self.window})
