@@ -193,7 +193,8 @@ class TestBareMachine:
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
             "Missing here: gcc libc6-dev libssl-dev libnghttp2-dev. "
-            "As root: apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libssl-dev libnghttp2-dev\n"
+            "As root: apt-get update && apt-get install -y --no-install-recommends "
+            "gcc libc6-dev libssl-dev libnghttp2-dev\n"
         )
 
     def test_root_installs_what_is_missing_and_only_that(self, tmp_path: Path) -> None:
