@@ -36,6 +36,8 @@ def missing_parts(compiler):
     roots = [pathlib.Path("/usr/include"), pathlib.Path("/usr/local/include")]
     if not any((r / "openssl/ssl.h").exists() for r in roots) and "OPENSSL_INCLUDE" not in os.environ:
         found.append("no openssl/ssl.h: apt-get install libssl-dev  |  dnf install openssl-devel")
+    if not any((r / "nghttp2/nghttp2.h").exists() for r in roots):
+        found.append("no nghttp2/nghttp2.h: apt-get install libnghttp2-dev  |  dnf install libnghttp2-devel")
     return found
 
 
@@ -61,7 +63,7 @@ extensions = [
     Extension(
         name,
         sources(bindings),
-        libraries=["ssl", "crypto"],
+        libraries=["ssl", "crypto", "nghttp2"],
         include_dirs=["native"],
         depends=headers,
         extra_compile_args=CFLAGS,

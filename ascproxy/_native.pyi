@@ -70,13 +70,21 @@ class Listener:
     """A listening address: its name, its TLS context (one reference, read per new connection) and its limits.
 
     ``limits`` are the attributes of :class:`ascproxy.model.node.Limits` by name. ``proxy_protocol``: each connection
-    has to be of ``trusted_peers`` (of the core) or of a Unix socket, and begins with a PROXY v2 header.
+    has to be of ``trusted_peers`` (of the core) or of a Unix socket, and begins with a PROXY v2 header. ``http2``:
+    whether a plaintext connection may begin with the preface of HTTP/2; over TLS the context's ALPN decides.
     """
 
     def __init__(
-        self, *, name: str, tls: TlsContext | None, limits: dict[str, int], proxy_protocol: bool = False
+        self,
+        *,
+        name: str,
+        tls: TlsContext | None,
+        limits: dict[str, int],
+        proxy_protocol: bool = False,
+        http2: bool = True,
     ) -> None: ...
     tls: TlsContext | None
+    http2: bool
     def take_refused(self) -> tuple[int, str, str] | None:
         """How many connections ``proxy_protocol`` closed since the last call, why the last one was and from where."""
 

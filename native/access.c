@@ -49,6 +49,8 @@ void access_line(Stream *s, uint64_t now)
         put_span(&w, s, s->method, 32);
         put_literal(&w, "\",\"path\":\"");
         put_span(&w, s, s->path, 256);
+        put_literal(&w, "\",\"http\":\"");
+        TEXT(&w, s->h2.id ? "2" : s->minor ? "1.1" : "1.0");
         put_literal(&w, "\"");
     }
     if (s->down != NULL)

@@ -38,6 +38,16 @@
     X(MEMORY_KEEP_ALIVE, "memory_keep_alive") \
     X(MEMORY_REFUSE, "memory_refuse") \
     X(MEMORY_ACCEPT, "memory_accept") \
+    X(H2_STREAMS, "h2_streams") \
+    X(H2_RESETS, "h2_resets") \
+    X(H2_CONTINUATIONS, "h2_continuations") \
+    X(H2_SETTINGS, "h2_settings") \
+    X(H2_SETTINGS_ENTRIES, "h2_settings_entries") \
+    X(H2_PINGS, "h2_pings") \
+    X(H2_PRIORITIES, "h2_priorities") \
+    X(H2_EMPTY_DATA, "h2_empty_data") \
+    X(H2_GLITCHES, "h2_glitches") \
+    X(H2_QUEUED, "h2_queued") \
     X(CONNECT, "connect") \
     X(TLS, "tls") \
     X(FIRST_BYTE, "first_byte") \

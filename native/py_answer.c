@@ -35,14 +35,18 @@ static const char *reason_phrase(unsigned status)
     }
 }
 
+/* What every head begins with. For HTTP/2 the status goes its own way (py_h2.c), the lines are the same. */
 static void status_line(Stream *s, asc_writer *w, unsigned status)
 {
-    const char *reason = reason_phrase(status);
-    put_literal(w, "HTTP/1.1 ");
-    put_u64(w, status);
-    put_literal(w, " ");
-    put(w, reason, strlen(reason));
-    put_literal(w, "\r\ndate: ");
+    if (!s->h2.id) {
+        const char *reason = reason_phrase(status);
+        put_literal(w, "HTTP/1.1 ");
+        put_u64(w, status);
+        put_literal(w, " ");
+        put(w, reason, strlen(reason));
+        put_literal(w, "\r\n");
+    }
+    put_literal(w, "date: ");
     const char *date = core_date(s->core, NULL, NULL);
     put(w, date, strlen(date));
     put_literal(w, "\r\nx-request-id: ");
@@ -124,7 +128,7 @@ static size_t answer_head(Stream *s, const char *bytes, const http1_head *head)
         put_literal(&w, "content-length: ");
         put_u64(&w, head->content_length);
         put_literal(&w, "\r\n");
-    } else if (head->framing != HTTP1_NO_BODY) {
+    } else if (head->framing != HTTP1_NO_BODY && !s->h2.id) {
         if (s->minor == 1) {
             s->chunked_out = true;
             put_literal(&w, "transfer-encoding: chunked\r\n");
@@ -166,7 +170,7 @@ void stream_answer(Stream *s, const char *bytes, http1_head *head)
         start_watch(s, bytes, head);
         s->head_out = answer_head(s, bytes, head);
         if (s->head_out == 0) { /* cannot be: both heads are bounded below HEADS_MAX */
-            down_cut(s->down, true);
+            stream_break(s, true);
             stream_gone(s, "upstream_failed");
         } else if (s->scanner == SCANNER_SSE) {
             events_start(s);
@@ -201,6 +205,8 @@ int stream_relay(Stream *s, char *data, size_t len, bool end)
 /* As stream_relay, for bytes that have been looked at. */
 int stream_send(Stream *s, char *data, size_t len, bool end)
 {
+    if (s->h2.id)
+        return frames_write(s, &(struct iovec){data, len}, 1, end);
     struct iovec iov[2];
     int k = 0;
     if (s->head_out) {
@@ -235,6 +241,8 @@ int stream_send(Stream *s, char *data, size_t len, bool end)
 /* As stream_send, for bytes that lie in at most 6 places, without room around them. */
 int stream_send_parts(Stream *s, const struct iovec *parts, int n, bool end)
 {
+    if (s->h2.id)
+        return frames_write(s, parts, n, end);
     struct iovec iov[10];
     char size_line[HEADROOM];
     int k = 0;
@@ -322,7 +330,7 @@ PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs)
         up_release(s);
     }
     if (close || s->phase == PHASE_BODY || s->reject[0] != '\0')
-        d->last = true;
+        stream_last(s);
     asc_writer w = {.at = core->heads, .end = core->heads + HEADS_MAX};
     status_line(s, &w, status);
     put(&w, PyBytes_AS_STRING(headers), (size_t)PyBytes_GET_SIZE(headers));
@@ -343,15 +351,21 @@ PyObject *stream_respond(Stream *s, PyObject *args, PyObject *kwargs)
         stream_vouch(s);
     if (code != NULL)
         Py_XSETREF(s->code, Py_NewRef(code));
-    s->bytes_out += iov[0].iov_len + (no_body ? 0 : iov[1].iov_len);
+    if (!s->h2.id)
+        s->bytes_out += iov[0].iov_len + (no_body ? 0 : iov[1].iov_len);
     if (block)
         meter_status(core->page, block, status);
     /* the answer is whole before it is sent: whatever sending does to the connection, it finds an ended exchange */
     s->outcome = status < 400 ? "complete" : "refused";
     s->phase = PHASE_FLUSH;
     s->finished = true;
-    (void)conn_send(&d->conn, iov, no_body ? 1 : 2);
     Py_INCREF(s);
+    if (s->h2.id) {
+        s->head_out = iov[0].iov_len;
+        (void)frames_write(s, iov + 1, no_body ? 0 : 1, true);
+    } else {
+        (void)conn_send(&d->conn, iov, no_body ? 1 : 2);
+    }
     if (s->in_walk == 0)
         stream_flushed(s);
     Py_DECREF(s);

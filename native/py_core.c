@@ -262,6 +262,8 @@ static void core_dealloc(Core *core)
     free(core->output.bytes);
     while (core->n_scans)
         json_request_free(core->scans[--core->n_scans]);
+    while (core->n_spare_outs)
+        free(core->spare_outs[--core->n_spare_outs]);
     while (core->n_spare_bodies)
         free(core->spare_bodies[--core->n_spare_bodies]);
     while (core->spare_streams != NULL) {
@@ -293,11 +295,8 @@ static PyObject *core_connect(Core *core, PyObject *args)
 
 /* ---- time --------------------------------------------------------------------------------------------------------- */
 
-static void cut_drained(Core *core, Downstream *d, uint64_t now)
+void core_cut_drained(Core *core, Stream *s, uint64_t now)
 {
-    Stream *s = d->stream;
-    if (s == NULL)
-        return;
     bool stream = s->json_done && s->json.stream == 1;
     if (now >= (stream ? core->drain_stream_ns : core->drain_unary_ns)) {
         stream_cut(s, END_DRAINING);
@@ -325,7 +324,10 @@ static PyObject *core_tick(Core *core, PyObject *argument)
     loop_wake_acceptors(core);
     for (Downstream *d = core->draining ? core->downs : NULL, *next; d != NULL; d = next) {
         Py_INCREF(d);
-        cut_drained(core, d, now);
+        if (d->stream != NULL)
+            core_cut_drained(core, d->stream, now);
+        if (d->frames != NULL)
+            frames_drained(d, now);
         next = d->next; /* connections are let go at the end of a turn, never inside these calls */
         Py_DECREF(d);
     }

@@ -22,6 +22,7 @@
 
 #include "chunk.h"
 #include "forwarded.h"
+#include "h2.h"
 #include "http1.h"
 #include "jsonscan.h"
 #include "limit.h"
@@ -63,6 +64,7 @@ typedef struct Listener Listener;
 typedef struct Plan Plan;
 typedef struct Stream Stream;
 typedef struct Downstream Downstream;
+typedef struct Frames Frames;
 typedef struct Upstream Upstream;
 typedef struct Conn Conn;
 typedef struct Acceptor Acceptor;
@@ -75,6 +77,7 @@ typedef struct {
     http1_limits head;
     chunk_limits chunk;
     json_limits json;
+    h2_limits h2;
 } asc_limits;
 
 /* What the supervisor says of the service's memory (supervisor/memory.py): each step keeps what those before it do. */
@@ -125,6 +128,9 @@ struct Core {
     EVP_MD_CTX *digest;
     uint64_t random[2];
     Downstream *downs;   /* list of all downstream connections */
+    Downstream *dirty;   /* those of HTTP/2 that have something to say: see core_flush; referenced */
+    char *spare_outs[8]; /* blocks of OUT_BLOCK bytes */
+    unsigned n_spare_outs;
     uint64_t n_downs, n_in_flight, n_paused, n_busy, n_idle, body_bytes, calls;
     char *log;
     size_t log_len;
@@ -140,6 +146,7 @@ struct Listener {
     PyObject *name;
     PyObject *tls; /* TlsContext or None; read for each new connection */
     uint32_t trust; /* turns whenever a new context lets in other clients than the one before */
+    bool http2;    /* in plaintext; over TLS its context says so by ALPN */
     asc_limits limits;
     bool proxy_protocol;             /* each connection begins with a PROXY header: py_proxy.c */
     uint64_t refused;                /* by that, since they were last asked for; why and who is of the last one */
@@ -188,11 +195,15 @@ struct Conn {
     size_t out_mark;     /* while closing: of `out`, when it was looked at last */
 };
 
+/* What the timer of a Downstream means. */
+enum down_deadline { DOWN_NONE, DOWN_HANDSHAKE, DOWN_HEADER, DOWN_BODY, DOWN_IDLE, DOWN_STALL, DOWN_LINGER, DOWN_PROXY, DOWN_FRAMES };
+
 struct Downstream {
     Conn conn;
     Listener *listener;
     Downstream *next, *prev; /* of core->downs */
-    Stream *stream;       /* the exchange under way; owned */
+    Stream *stream;       /* the exchange under way; owned. Of HTTP/1: those of HTTP/2 are in frames */
+    Frames *frames;       /* the connection speaks HTTP/2: py_h2.c */
     asc_buffer pending;   /* a partial head, or requests that came early */
     size_t seen;          /* bytes of pending that were no complete head */
     uint64_t opened_ns, age_ns, head_ns, requests;
@@ -260,6 +271,21 @@ typedef struct {
     bool said;            /* the client was told how it ended */
 } asc_events;
 
+/* What a Stream is on an HTTP/2 connection: py_h2.c. */
+typedef struct {
+    int32_t id;               /* 0: HTTP/1 */
+    Stream *next, *prev;      /* on its connection */
+    Stream *next_freed;       /* of those that are not blocked any more */
+    asc_buffer queued;        /* of the answer: waits for the client's window */
+    struct iovec *parts;      /* of the answer: bytes that are being sent right now */
+    int n_parts;
+    size_t n_ready;           /* bytes of queued, or else of parts */
+    uint64_t stall_ns;
+    bool fresh;               /* its head has come in the read under way */
+    bool blocked;             /* the client does not take what there is */
+    bool freed, moved, last, ended, closed; /* in the list above; bytes have left; all of the answer is here; has left */
+} asc_h2_stream;
+
 struct Stream {
     PyObject_HEAD
     Core *core;
@@ -301,6 +327,7 @@ struct Stream {
     http1_head *held_head; /* during on_response only */
     const char *held_bytes;
     size_t head_out; /* bytes of core->heads that go before the first byte of the answer */
+    asc_h2_stream h2;
 };
 
 extern PyTypeObject Core_Type, Listener_Type, Plan_Type, Names_Type, Stream_Type, Downstream_Type, Upstream_Type, Acceptor_Type;
@@ -374,6 +401,10 @@ void down_blocked(Downstream *d); /* the socket takes no more */
 void down_drained(Downstream *d); /* it took everything */
 void down_lost(Downstream *d);
 void down_run(Downstream *d, char *bytes, size_t len);
+void down_close(Downstream *d);
+const char *head_reject_code(uint8_t reject);                /* the public code of an enum http1_reject */
+enum asc_limit down_last(const Downstream *d, uint64_t now); /* why no request follows, LIMIT_NONE when one may */
+bool down_stalled(Downstream *d, uint64_t now); /* the client has taken nothing for too long */
 void down_settled(Downstream *d);
 void down_cut(Downstream *d, bool reset);
 void down_due(Downstream *d, uint64_t now);
@@ -398,6 +429,10 @@ static inline const char *stream_client(const Stream *s)
 Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head);
 void stream_dealloc(Stream *s);
 bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *complete);
+bool stream_keep_body(Stream *s, const char *bytes, size_t len);
+bool stream_admit_body(Stream *s);                            /* the walk lets it come, whose head is here alone */
+enum asc_limit stream_body_due(Stream *s, uint64_t now);     /* the deadline it is over */
+uint64_t stream_body_deadline(const Stream *s);              /* the next of them */
 void stream_drop_body(Stream *s);
 void stream_request(Stream *s);
 static inline const char *stream_at(const Stream *s, asc_span span)
@@ -428,9 +463,31 @@ bool events_break(Stream *s, enum ending ending);
 const char *events_outcome(const Stream *s);
 void events_usage(Stream *s);
 
+/* py_h2.c: the same for a connection that speaks HTTP/2 */
+#define OUT_BLOCK 16384u
+void frames_open(Downstream *d);
+void frames_input(Downstream *d, const char *bytes, size_t len);
+void frames_touch(Downstream *d); /* it has something to say at the end of this turn */
+void frames_due(Downstream *d, uint64_t now);
+void frames_draining(Downstream *d, uint64_t now);
+void frames_drained(Downstream *d, uint64_t now); /* the drain's deadlines */
+void frames_gone(Downstream *d, const char *outcome); /* so is every exchange */
+void frames_free(Downstream *d);
+int frames_write(Stream *s, const struct iovec *parts, int n, bool end); /* behind the head that is in core->heads */
+void frames_continue(Stream *s);
+void frames_settled(Downstream *d, Stream *s);
+void core_flush(Core *core);
+/* The client does not take what there is for it: nothing more is to be read for this exchange. */
+static inline bool stream_blocked(const Stream *s)
+{
+    return s->down != NULL && (s->h2.id ? s->h2.blocked : s->down->conn.write_paused) && s->down->conn.fd >= 0;
+}
+
 /* py_stream.c */
 void stream_walk(Stream *s, PyObject *method);
 void stream_reject(Stream *s, const char *code);
+void stream_last(Stream *s);
+void stream_break(Stream *s, bool reset);
 void stream_failed(Stream *s, const char *failure);
 void stream_cut(Stream *s, enum ending ending);
 const char *ending_outcome(enum ending ending);
@@ -454,6 +511,7 @@ const char *core_date(Core *core, const char **stamp, unsigned *millis);
 json_request *core_take_scan(Core *core);
 void core_put_scan(Core *core, json_request *scan);
 uint64_t core_random(Core *core);
+void core_cut_drained(Core *core, Stream *s, uint64_t now); /* if its time in the drain is over */
 PyObject *core_text(Core *core, const char *bytes, size_t len);
 Stream *core_take_stream(Core *core);
 void core_put_stream(Core *core, Stream *s);

@@ -19,8 +19,6 @@
 #include <unistd.h>
 #include <linux/sockios.h>
 
-enum down_deadline { DOWN_NONE, DOWN_HANDSHAKE, DOWN_HEADER, DOWN_BODY, DOWN_IDLE, DOWN_STALL, DOWN_LINGER, DOWN_PROXY };
-
 static Downstream *downstream_new(Core *core, Listener *listener)
 {
     Downstream *d = PyObject_New(Downstream, &Downstream_Type);
@@ -44,6 +42,7 @@ static void down_dealloc(Downstream *d)
         d->stream->down = NULL;
         Py_DECREF(d->stream);
     }
+    frames_free(d);
     Py_XDECREF(d->listener);
     Py_XDECREF(d->client_cert);
     Py_XDECREF(d->client_line);
@@ -67,7 +66,9 @@ static void idle_deadline(Downstream *d, uint64_t now)
 void down_draining(Downstream *d, uint64_t now)
 {
     bool linger = d->conn.core->drain_idle_ns > 0;
-    if (d->stream != NULL) {
+    if (d->frames != NULL) {
+        frames_draining(d, now);
+    } else if (d->stream != NULL) {
         /* an answer that has begun may have promised to keep the connection: with time to linger, that is kept */
         d->last = d->last || !linger;
     } else if (d->pending.len != 0 || d->conn.kind == DOWN_LINGER) {
@@ -84,7 +85,7 @@ void down_draining(Downstream *d, uint64_t now)
 
 /* Close after everything queued has left. A client that may still be sending is drained for a moment, or the reset that
  * follows unread bytes would take our answer away from it. */
-static void down_close(Downstream *d)
+void down_close(Downstream *d)
 {
     Conn *c = &d->conn;
     if (c->fd < 0)
@@ -129,7 +130,7 @@ static void reject_head(Downstream *d, const char *code, enum asc_limit limit)
     stream_reject(s, code);
 }
 
-static const char *reject_code(uint8_t reject)
+const char *head_reject_code(uint8_t reject)
 {
     switch (reject) {
     case HTTP1_LINE_TOO_LONG:
@@ -163,7 +164,7 @@ static size_t down_head(Downstream *d, const char *bytes, size_t len, size_t see
     if (result == HTTP1_PARTIAL)
         return 0;
     if (result == HTTP1_ERROR) {
-        reject_head(d, reject_code(head->reject), head_limit(head));
+        reject_head(d, head_reject_code(head->reject), head_limit(head));
         return len; /* nothing after a bad head can be trusted to begin a request */
     }
     Stream *s = stream_new(d, bytes, head);
@@ -185,7 +186,6 @@ static size_t down_head(Downstream *d, const char *bytes, size_t len, size_t see
 static size_t down_body(Downstream *d, char *bytes, size_t len, bool first)
 {
     Stream *s = d->stream;
-    Core *core = d->conn.core;
     size_t used = 0;
     bool complete = false;
     if (!stream_take_body(s, bytes, len, &used, &complete)) {
@@ -198,14 +198,8 @@ static size_t down_body(Downstream *d, char *bytes, size_t len, bool first)
     }
     if (first) { /* the rest will take time: may this caller send it at all? */
         d->linger = true;
-        stream_walk(s, core->on_head);
-        if (d->stream != s || s->phase != PHASE_BODY)
+        if (!stream_admit_body(s))
             return len;
-        if ((s->framing == HTTP1_LENGTH && s->content_length > s->body_limit) || s->body_len > s->body_limit) {
-            stream_trip(s, LIMIT_MAX_BODY);
-            stream_reject(s, "body_too_large");
-            return len;
-        }
         if (s->expect_continue && used == 0 && s->body_len == 0) {
             static const char go_on[] = "HTTP/1.1 100 Continue\r\n\r\n";
             struct iovec iov = {.iov_base = (char *)go_on, .iov_len = sizeof go_on - 1};
@@ -217,14 +211,32 @@ static size_t down_body(Downstream *d, char *bytes, size_t len, bool first)
 
 static void body_deadline(Downstream *d)
 {
-    Stream *s = d->stream;
-    asc_limits *limits = &d->listener->limits;
-    uint64_t at = s->body_last_ns + limits->body_idle;
-    if (s->body_started_ns + limits->body_total < at)
-        at = s->body_started_ns + limits->body_total;
-    if (limits->body_min_rate && s->body_rate_ns + 10000 * MS < at)
-        at = s->body_rate_ns + 10000 * MS;
-    conn_deadline(&d->conn, DOWN_BODY, at);
+    conn_deadline(&d->conn, DOWN_BODY, stream_body_deadline(d->stream));
+}
+
+/* In plaintext: does the client begin as one that knows that we speak HTTP/2 (RFC 9113 3.3)? */
+enum preface { PREFACE_NONE, PREFACE_PARTIAL, PREFACE_WHOLE };
+
+static enum preface down_preface(const Downstream *d, const char *bytes, size_t len)
+{
+    if (d->requests || !d->listener->http2 || d->conn.tls != NULL)
+        return PREFACE_NONE;
+    size_t n = len < H2_PREFACE_LEN ? len : H2_PREFACE_LEN;
+    if (memcmp(bytes, H2_PREFACE, n) != 0)
+        return PREFACE_NONE;
+    return n < H2_PREFACE_LEN ? PREFACE_PARTIAL : PREFACE_WHOLE;
+}
+
+/* Everything that has come goes to the frames from now on. */
+static void down_upgrade(Downstream *d, const char *bytes, size_t len)
+{
+    asc_buffer early = d->pending;
+    d->pending = (asc_buffer){0};
+    d->seen = 0;
+    frames_open(d);
+    if (d->frames != NULL)
+        frames_input(d, bytes, len);
+    buffer_free(&early);
 }
 
 /* Work through bytes as far as requests may begin. New bytes stand in the caller's buffer, or behind what is pending. */
@@ -258,6 +270,16 @@ void down_run(Downstream *d, char *bytes, size_t len)
                 d->last = true;
                 break;
             }
+            enum preface preface = down_preface(d, at, left);
+            if (preface == PREFACE_WHOLE) {
+                d->running = false;
+                down_upgrade(d, at, left);
+                Py_DECREF(d);
+                return;
+            }
+            partial = preface == PREFACE_PARTIAL;
+            if (partial)
+                break;
             took = down_head(d, at, left, seen);
             seen = 0;
             if (took == 0) {
@@ -338,21 +360,28 @@ static uint64_t backlog(Downstream *d)
     return d->conn.out.len + (uint64_t)kernel;
 }
 
+bool down_stalled(Downstream *d, uint64_t now)
+{
+    uint64_t mark = backlog(d);
+    if (mark != d->stall_mark) {
+        d->stall_mark = mark;
+        d->stall_ns = now;
+    }
+    return now >= d->stall_ns + d->listener->limits.write_stall;
+}
+
+enum asc_limit down_last(const Downstream *d, uint64_t now)
+{
+    return d->requests >= d->listener->limits.connection_requests   ? LIMIT_CONNECTION_REQUESTS
+           : now - d->opened_ns > d->age_ns                         ? LIMIT_CONNECTION_AGE
+           : d->conn.core->overload == OVERLOAD_NO_KEEP_ALIVE       ? LIMIT_MEMORY_KEEP_ALIVE
+                                                                    : LIMIT_NONE;
+}
+
 static void body_due(Downstream *d, uint64_t now)
 {
     Stream *s = d->stream;
-    asc_limits *limits = &d->listener->limits;
-    enum asc_limit over = LIMIT_NONE;
-    if (now >= s->body_last_ns + limits->body_idle)
-        over = LIMIT_BODY_IDLE;
-    else if (now >= s->body_started_ns + limits->body_total)
-        over = LIMIT_BODY_TOTAL;
-    if (limits->body_min_rate && now >= s->body_rate_ns + 10000 * MS) {
-        if (over == LIMIT_NONE && s->bytes_in - s->body_rate_mark < limits->body_min_rate * 10)
-            over = LIMIT_BODY_MIN_RATE;
-        s->body_rate_mark = s->bytes_in;
-        s->body_rate_ns = now;
-    }
+    enum asc_limit over = stream_body_due(s, now);
     if (over != LIMIT_NONE) {
         d->linger = true;
         stream_trip(s, over);
@@ -388,12 +417,7 @@ void down_due(Downstream *d, uint64_t now)
         break;
     case DOWN_STALL:
         if (c->write_paused && c->fd >= 0) {
-            uint64_t mark = backlog(d);
-            if (mark != d->stall_mark) {
-                d->stall_mark = mark;
-                d->stall_ns = now;
-            }
-            if (now >= d->stall_ns + d->listener->limits.write_stall) {
+            if (down_stalled(d, now)) {
                 if (d->stream != NULL)
                     stream_trip(d->stream, LIMIT_WRITE_STALL);
                 else
@@ -411,6 +435,9 @@ void down_due(Downstream *d, uint64_t now)
         break;
     case DOWN_PROXY:
         down_proxy_due(d);
+        break;
+    case DOWN_FRAMES:
+        frames_due(d, now);
         break;
     default:
         break;
@@ -546,6 +573,7 @@ void down_lost(Downstream *d)
     Core *core = d->conn.core;
     if (d->stream != NULL)
         stream_gone(d->stream, "client_gone");
+    frames_gone(d, "client_gone");
     if (d->prev != NULL)
         d->prev->next = d->next;
     else
@@ -559,6 +587,7 @@ void down_lost(Downstream *d)
         peers_leave(core->peers, d->address);
     d->address = NULL;
     buffer_free(&d->pending);
+    frames_free(d);
 }
 
 /* The client sends no more. */
@@ -576,6 +605,15 @@ void down_end(Downstream *d)
         conn_close(&d->conn);
     if (s != NULL)
         stream_gone(s, "client_gone");
+    frames_gone(d, "client_gone");
+}
+
+static void down_plain(Downstream *d, char *bytes, size_t len)
+{
+    if (d->frames != NULL)
+        frames_input(d, bytes, len);
+    else
+        down_run(d, bytes, len);
 }
 
 /* Who the client is by its certificate, if it showed one. */
@@ -602,11 +640,13 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
                 down_cut(d, false);
                 break;
             }
+            if (strcmp(tls_alpn(c->tls), "h2") == 0)
+                frames_open(d);
         }
         if (got > 0) {
             bool drained = tls_drained(c->tls);
             if (c->kind != DOWN_LINGER)
-                down_run(d, core->plain, (size_t)got);
+                down_plain(d, core->plain, (size_t)got);
             if (drained)
                 break; /* asking once more would only be told to wait */
         } else if (got == TLS_WANT) {
@@ -623,6 +663,7 @@ static void down_decrypt(Downstream *d, const char *bytes, size_t len)
                 stream_gone(d->stream, "client_gone"); /* closes when it settles */
             else
                 down_close(d);
+            frames_gone(d, "client_gone");
             break;
         }
     }
@@ -633,7 +674,7 @@ void down_input(Downstream *d, char *bytes, size_t len)
     if (d->conn.tls != NULL)
         down_decrypt(d, bytes, len);
     else
-        down_run(d, bytes, len);
+        down_plain(d, bytes, len);
 }
 
 void down_read(Downstream *d, char *bytes, size_t len)
@@ -653,7 +694,7 @@ void down_blocked(Downstream *d)
     c->core->n_paused++;
     d->stall_ns = asc_now();
     d->stall_mark = UINT64_MAX;
-    if (c->kind != DOWN_LINGER && c->kind != DOWN_HANDSHAKE)
+    if (c->kind != DOWN_LINGER && c->kind != DOWN_HANDSHAKE && c->kind != DOWN_FRAMES)
         conn_deadline(c, DOWN_STALL, d->stall_ns + PROGRESS_NS);
     if (d->stream != NULL && d->stream->up != NULL && d->stream->phase == PHASE_RELAY)
         conn_pause_reading(&d->stream->up->conn);
@@ -671,7 +712,9 @@ void down_drained(Downstream *d)
     Stream *s = d->stream;
     if (s != NULL && s->phase == PHASE_BODY)
         body_deadline(d); /* the rest of a request is waited for as before */
-    if (s != NULL && s->phase == PHASE_FLUSH)
+    if (d->frames != NULL)
+        frames_touch(d);
+    else if (s != NULL && s->phase == PHASE_FLUSH)
         stream_flushed(s);
     else if (s != NULL && s->up != NULL)
         conn_resume_reading(&s->up->conn);

@@ -245,7 +245,10 @@ static bool turn(Core *core, const struct epoll_event *events, int n)
         else
             conn_event((Conn *)owner, events[i].events);
     }
-    let_go(core);
+    do { /* what is sent may end a connection, and an end may be somebody's answer */
+        core_flush(core);
+        let_go(core);
+    } while (core->dirty != NULL || core->lost != NULL);
     return theirs;
 }
 
@@ -286,7 +289,7 @@ static void on_prepare(void *handle)
     for (;;) {
         l->update_time(l->loop);
         int timeout = l->backend_timeout(l->loop); /* 0 as well when descriptors wait to be registered */
-        bool left = core->ready != NULL || core->lost != NULL;
+        bool left = core->ready != NULL || core->lost != NULL || core->dirty != NULL;
         int n = epoll_wait(core->epoll, events, EVENTS, left ? 0 : timeout);
         bool theirs = timeout == 0 || (n <= 0 && !left);
         if (n > 0 || left) {
@@ -408,6 +411,7 @@ PyObject *loop_detach(Core *core, PyObject *unused)
     for (Downstream *d = core->downs; d != NULL; d = d->next)
         conn_abort(&d->conn);
     let_go(core);
+    core_flush(core);
     if (l != NULL) {
         core->loop = NULL;
         l->close(l->prepare, on_closed);

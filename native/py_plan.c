@@ -5,6 +5,7 @@
 #include "py_tls.h"
 
 #include <stddef.h>
+#include <structmember.h>
 
 /* ---- Names -------------------------------------------------------------------------------------------------------- */
 
@@ -100,6 +101,22 @@ static const struct {
     {"json_depth", offsetof(asc_limits, json.max_depth), U32},
     {"json_keys", offsetof(asc_limits, json.max_keys), U32},
     {"json_digits", offsetof(asc_limits, json.max_digits), U32},
+    {"h2_streams", offsetof(asc_limits, h2.streams), U32},
+    {"h2_stream_window", offsetof(asc_limits, h2.stream_window), U32},
+    {"h2_connection_window", offsetof(asc_limits, h2.connection_window), U32},
+    {"h2_frame", offsetof(asc_limits, h2.frame), U32},
+    {"h2_table", offsetof(asc_limits, h2.table), U32},
+    {"h2_resets", offsetof(asc_limits, h2.resets), U32},
+    {"h2_resets_rate", offsetof(asc_limits, h2.resets_rate), U32},
+    {"h2_continuations", offsetof(asc_limits, h2.continuations), U32},
+    {"h2_settings", offsetof(asc_limits, h2.settings), U32},
+    {"h2_settings_entries", offsetof(asc_limits, h2.settings_entries), U32},
+    {"h2_pings", offsetof(asc_limits, h2.pings), U32},
+    {"h2_priorities", offsetof(asc_limits, h2.priorities), U32},
+    {"h2_empty_data", offsetof(asc_limits, h2.empty_data), U32},
+    {"h2_glitches", offsetof(asc_limits, h2.glitches), U32},
+    {"h2_glitches_rate", offsetof(asc_limits, h2.glitches_rate), U32},
+    {"h2_queued", offsetof(asc_limits, h2.queued), U32},
     {"max_connections", offsetof(asc_limits, max_connections), PLAIN},
     {"max_connections_per_ip", offsetof(asc_limits, max_connections_per_ip), PLAIN},
     {"max_unauthenticated_per_ip", offsetof(asc_limits, max_unauthenticated_per_ip), PLAIN},
@@ -125,6 +142,9 @@ bool limits_from(asc_limits *limits, PyObject *dict)
         else
             *(uint64_t *)(void *)at = LIMITS[i].unit == NANOSECONDS ? number * MS : number;
     }
+    limits->h2.max_head = limits->head.max_head;
+    limits->h2.max_fields = limits->head.max_fields;
+    limits->h2.max_trailers = limits->chunk.max_trailers;
     /* Scratch buffers are sized for these; a configuration above them is a mistake that must not be silent. */
     if (limits->head.max_head > HEADS_MAX - 24576 || limits->head.max_fields > HTTP1_MAX_FIELDS) {
         PyErr_SetString(PyExc_ValueError, "limit max_head is at most 40960 bytes, max_fields at most 128");
@@ -137,10 +157,10 @@ bool limits_from(asc_limits *limits, PyObject *dict)
 
 static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *keys[] = {"name", "tls", "limits", "proxy_protocol", NULL};
+    static char *keys[] = {"name", "tls", "limits", "proxy_protocol", "http2", NULL};
     PyObject *name = NULL, *tls = NULL, *limits = NULL;
-    int proxy_protocol = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$UOO!p", keys, &name, &tls, &PyDict_Type, &limits, &proxy_protocol))
+    int proxy_protocol = 0, http2 = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$UOO!pp", keys, &name, &tls, &PyDict_Type, &limits, &proxy_protocol, &http2))
         return NULL;
     if (name == NULL || tls == NULL || limits == NULL) {
         PyErr_SetString(PyExc_TypeError, "Listener needs name, tls and limits");
@@ -156,6 +176,7 @@ static PyObject *listener_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     self->name = Py_NewRef(name);
     self->tls = Py_NewRef(tls);
     self->proxy_protocol = proxy_protocol;
+    self->http2 = http2;
     if (!limits_from(&self->limits, limits)) {
         Py_DECREF(self);
         return NULL;
@@ -218,6 +239,11 @@ static PyGetSetDef listener_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyMemberDef listener_members[] = {
+    {"http2", T_BOOL, offsetof(Listener, http2), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
 PyTypeObject Listener_Type = {
     PyVarObject_HEAD_INIT(NULL, 0).tp_name = "ascproxy._native.Listener",
     .tp_basicsize = sizeof(Listener),
@@ -226,6 +252,7 @@ PyTypeObject Listener_Type = {
     .tp_methods = listener_methods,
     .tp_new = listener_new,
     .tp_dealloc = (destructor)listener_dealloc,
+    .tp_members = listener_members,
     .tp_getset = listener_getset,
 };
 

@@ -108,10 +108,7 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
         find_credential(s);
         s->phase = PHASE_BODY;
         chunk_init(&s->chunk, &d->listener->limits.chunk);
-        /* an HTTP/1.0 client gets one answer a connection: nothing is saved by keeping those alive */
-        d->last = d->last || !head->keep_alive || head->minor == 0;
     } else {
-        d->last = true;
         s->minor = 1;
     }
     name_request(s);
@@ -120,17 +117,18 @@ Stream *stream_new(Downstream *d, const char *bytes, const http1_head *head)
         stream_find_client(s);
     s->body_started_ns = s->body_rate_ns = s->body_last_ns = s->t_start;
     d->requests++;
+    core->n_in_flight++;
+    if (d->frames != NULL)
+        return s; /* py_h2.c keeps it */
+    d->stream = s; /* owned by the connection until settled */
+    /* an HTTP/1.0 client gets one answer a connection: nothing is saved by keeping those alive */
+    d->last = d->last || head == NULL || !head->keep_alive || head->minor == 0;
     if (!d->last) {
-        enum asc_limit over = d->requests >= d->listener->limits.connection_requests ? LIMIT_CONNECTION_REQUESTS
-                              : s->t_start - d->opened_ns > d->age_ns                ? LIMIT_CONNECTION_AGE
-                              : core->overload == OVERLOAD_NO_KEEP_ALIVE            ? LIMIT_MEMORY_KEEP_ALIVE
-                                                                                     : LIMIT_NONE;
+        enum asc_limit over = down_last(d, s->t_start);
         d->last = core->draining || over != LIMIT_NONE;
         if (over != LIMIT_NONE)
             core_trip(core, over);
     }
-    d->stream = s; /* owned by the connection until settled */
-    core->n_in_flight++;
     return s;
 }
 
@@ -160,6 +158,7 @@ void stream_dealloc(Stream *s)
     Py_XDECREF(s->up);
     Py_XDECREF(s->plan);
     events_drop(s);
+    buffer_free(&s->h2.queued);
     Py_XDECREF(s->context);
     Py_XDECREF(s->log);
     Py_XDECREF(s->code);
@@ -195,7 +194,8 @@ static bool body_room(Stream *s, size_t more)
     return true;
 }
 
-static bool keep_body(Stream *s, const char *bytes, size_t len)
+/* False: the request was refused. */
+bool stream_keep_body(Stream *s, const char *bytes, size_t len)
 {
     if (len > s->body_limit || s->body_len > s->body_limit - len) {
         stream_trip(s, LIMIT_MAX_BODY);
@@ -242,7 +242,7 @@ bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *co
     *complete = false;
     if (s->framing == HTTP1_LENGTH) {
         size_t take = len < s->body_left ? len : (size_t)s->body_left;
-        if (take && !keep_body(s, bytes, take))
+        if (take && !stream_keep_body(s, bytes, take))
             return false;
         s->body_left -= take;
         *used = take;
@@ -256,7 +256,7 @@ bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *co
             stream_reject(s, "invalid_request");
             return false;
         }
-        if (data && !keep_body(s, bytes + off, data))
+        if (data && !stream_keep_body(s, bytes + off, data))
             return false;
         *used = consumed;
         *complete = result == CHUNK_END;
@@ -265,6 +265,49 @@ bool stream_take_body(Stream *s, char *bytes, size_t len, size_t *used, bool *co
     }
     s->bytes_in += *used;
     return true;
+}
+
+/* The head is here and the body will take time: may this caller send it at all? False: refused, or decided otherwise. */
+bool stream_admit_body(Stream *s)
+{
+    Py_INCREF(s);
+    stream_walk(s, s->core->on_head);
+    bool comes = s->phase == PHASE_BODY;
+    if (comes && ((s->framing == HTTP1_LENGTH && s->content_length > s->body_limit) || s->body_len > s->body_limit)) {
+        stream_trip(s, LIMIT_MAX_BODY);
+        stream_reject(s, "body_too_large");
+        comes = false;
+    }
+    Py_DECREF(s);
+    return comes;
+}
+
+uint64_t stream_body_deadline(const Stream *s)
+{
+    const asc_limits *limits = &s->listener->limits;
+    uint64_t at = s->body_last_ns + limits->body_idle;
+    if (s->body_started_ns + limits->body_total < at)
+        at = s->body_started_ns + limits->body_total;
+    if (limits->body_min_rate && s->body_rate_ns + 10000 * MS < at)
+        at = s->body_rate_ns + 10000 * MS;
+    return at;
+}
+
+enum asc_limit stream_body_due(Stream *s, uint64_t now)
+{
+    const asc_limits *limits = &s->listener->limits;
+    enum asc_limit over = LIMIT_NONE;
+    if (now >= s->body_last_ns + limits->body_idle)
+        over = LIMIT_BODY_IDLE;
+    else if (now >= s->body_started_ns + limits->body_total)
+        over = LIMIT_BODY_TOTAL;
+    if (limits->body_min_rate && now >= s->body_rate_ns + 10000 * MS) {
+        if (over == LIMIT_NONE && s->bytes_in - s->body_rate_mark < limits->body_min_rate * 10)
+            over = LIMIT_BODY_MIN_RATE;
+        s->body_rate_mark = s->bytes_in;
+        s->body_rate_ns = now;
+    }
+    return over;
 }
 
 /* The request is complete: the walk decides. */

@@ -44,12 +44,25 @@ void stream_walk(Stream *s, PyObject *method)
     Py_DECREF(s);
 }
 
+/* No request follows on its connection. One of HTTP/2 goes on: only the stream ends. */
+void stream_last(Stream *s)
+{
+    if (s->down != NULL && !s->h2.id)
+        s->down->last = true;
+}
+
+/* End what the client sees in broken framing: `reset` for an answer whose end is the connection's. */
+void stream_break(Stream *s, bool reset)
+{
+    if (!s->h2.id) /* else the stream is reset when it settles */
+        down_cut(s->down, reset);
+}
+
 /* The core cannot serve this request: the walk finds the words. */
 void stream_reject(Stream *s, const char *code)
 {
     s->reject = code;
-    if (s->down != NULL)
-        s->down->last = true;
+    stream_last(s);
     if (s->phase == PHASE_BODY)
         s->phase = PHASE_DECIDING;
     stream_walk(s, s->core->on_reject);
@@ -102,7 +115,7 @@ void stream_cut(Stream *s, enum ending ending)
     if (s->phase == PHASE_RELAY && s->scanner == SCANNER_SSE && events_break(s, ending))
         return;
     /* chunked without its last chunk is a visible end; one that ends with the connection needs a reset */
-    down_cut(s->down, s->to_close_out);
+    stream_break(s, s->to_close_out);
     stream_gone(s, ending_outcome(ending));
 }
 
@@ -118,7 +131,7 @@ void stream_ended(Stream *s, const char *outcome)
 
 void stream_flushed(Stream *s)
 {
-    if (s->phase == PHASE_FLUSH && (s->down == NULL || !s->down->conn.write_paused || s->down->conn.fd < 0))
+    if (s->phase == PHASE_FLUSH && !stream_blocked(s))
         settle(s);
 }
 
@@ -140,8 +153,7 @@ void stream_gone(Stream *s, const char *outcome)
         return;
     Py_INCREF(s);
     bool flushing = s->phase == PHASE_FLUSH;
-    if (s->down != NULL)
-        s->down->last = true;
+    stream_last(s);
     if (!flushing || strcmp(outcome, "client_gone") != 0)
         s->outcome = outcome;
     if (!s->committed)
@@ -186,8 +198,14 @@ static void settle(Stream *s)
     Py_CLEAR(s->context);
     up_release(s);
     Py_CLEAR(s->up);
-    s->down = NULL;
     core->n_in_flight--;
+    if (s->h2.id && d != NULL) {
+        frames_settled(d, s);
+        s->down = NULL;
+        Py_DECREF(s); /* the connection's reference */
+        return;
+    }
+    s->down = NULL;
     if (d != NULL && d->stream == s) {
         d->stream = NULL;
         down_settled(d);

@@ -29,7 +29,7 @@ static PyObject *stream_abort(Stream *s, PyObject *outcome)
     }
     Downstream *d = s->down;
     if (!s->done && d != NULL) {
-        down_cut(d, true);
+        stream_break(s, true);
         stream_gone(s, found);
     }
     Py_RETURN_NONE;

@@ -113,7 +113,7 @@ void up_due(Upstream *u, uint64_t now)
     if (s->phase >= PHASE_HOLD) { /* progress only writes a time down: is the deadline still the same? */
         uint64_t idle = s->plan->idle_ns;
         bool over = s->plan->total_ns && now >= s->t_start + s->plan->total_ns;
-        bool stalled_client = s->down != NULL && s->down->conn.write_paused; /* its own deadline runs */
+        bool stalled_client = stream_blocked(s); /* its own deadline runs */
         if (!over && (stalled_client || idle == 0 || now < s->t_last + idle)) {
             up_deadline(u, s, stalled_client ? now : s->t_last, idle);
             return;
@@ -194,7 +194,7 @@ static void up_body(Upstream *u, Stream *s, char *data, size_t len)
     if (u->stream == s) { /* else sending failed, and the exchange is over */
         if (end)
             answer_complete(u, s);
-        else if (s->down != NULL && s->down->conn.write_paused)
+        else if (stream_blocked(s))
             conn_pause_reading(&u->conn);
     }
     Py_DECREF(s);

@@ -38,6 +38,18 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 MADE = "<!-- made by tools/reference.py: change the schema or the command, then run it -->\n"
 HIDDEN = {"help"}
 CONNECTIONS = ("max_connections", "max_connections_per_ip", "max_unauthenticated_per_ip")
+H2_FLOODS = (
+    "h2_resets",
+    "h2_continuations",
+    "h2_settings",
+    "h2_settings_entries",
+    "h2_pings",
+    "h2_priorities",
+    "h2_empty_data",
+    "h2_glitches",
+    "h2_queued",
+)
+H2_COUNTS = ("h2_streams", "h2_resets_rate", "h2_glitches_rate", *H2_FLOODS)
 UNITS = """\
 Times are a whole number with `ms`, `s`, `m`, `h` or `d`, sizes with `B`, `KiB`, `MiB` or `GiB`. An unknown key, a key
 written twice and a value of the wrong kind are errors; all findings of both files are shown at once. `yes`, `on` and
@@ -69,7 +81,7 @@ def _shown(name: str, value: Any) -> str:
         return "none"
     if name == "memory_limit":
         return "the machine's"
-    counts = ("connection_requests", "max_fields", "json_depth", "json_keys", "json_digits", *CONNECTIONS)
+    counts = ("connection_requests", "max_fields", "json_depth", "json_keys", "json_digits", *H2_COUNTS, *CONNECTIONS)
     return f"`{value}`" if name in counts else f"`{show_size(value)}`"
 
 
@@ -208,6 +220,8 @@ SEEN: dict[str, tuple[str, str, str]] = {
     "memory_keep_alive": ("`Connection: close` in each answer", "-", "as usual"),
     "memory_refuse": ("503 with `Retry-After`, then it closes", "overloaded", "`limit`"),
     "memory_accept": ("new connections wait, readiness is 503", "-", "none"),
+    "h2_streams": ("RST_STREAM REFUSED_STREAM, or GOAWAY PROTOCOL_ERROR", "-", "none"),
+    **dict.fromkeys(H2_FLOODS, ("GOAWAY ENHANCE_YOUR_CALM, then it closes", "-", "`limit`, of each request under way")),
     "connect": ("the next target, else 502", "upstream_unreachable", "`limit`"),
     "tls": ("the next target, else 502", "upstream_unreachable", "`limit`"),
     "first_byte": ("504", "upstream_timeout", "`limit`"),
@@ -232,6 +246,10 @@ half of the descriptors that a worker has after 256 are set aside
 ([decision 4](../decisions/0004-connections.md)); the soft limit of descriptors is raised to the hard one at the
 start. An address has authenticated once a request from it was let through. That is remembered while it has a
 connection, and of those that have none for the last 1,024.
+
+A limit that is one of a connection with HTTP/1.1 is one of the stream with HTTP/2: where this page says that the
+connection closes after an answer, only the stream ends there. Those that begin with `h2_` count frames of one
+connection; what each is there for is in [decision 10](../decisions/0010-http2.md).
 
 `memory_limit` is compared five times a second with the anonymous and shared memory of all processes of the service.
 Each step is left 3 points below where it was entered, and keeps what those before it do. Metrics, health and the

@@ -99,6 +99,7 @@ def _node(section: NodeFile, file: Path, environ: Mapping[str, str]) -> Node:
                 name=each.name or each.address,
                 address=_address(folder, each.address),
                 tls=None if each.tls is None else listener_tls(folder, each.tls),
+                http2=each.http2,
                 limits=_limits(limits, each.limits),
                 proxy_protocol=each.proxy_protocol,
             )

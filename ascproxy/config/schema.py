@@ -92,6 +92,40 @@ class ListenerLimitsSection(Section):
     json_depth: int | None = Field(None, ge=2, le=64, description="nesting of a JSON request body; then 400")
     json_keys: int | None = Field(None, ge=16, le=10_000_000, description="members of all its objects; then 400")
     json_digits: int | None = Field(None, ge=16, le=4_096, description="digits of one number; then 400")
+    h2_streams: int | None = Field(None, ge=1, le=1_000, description="requests at a time on one HTTP/2 connection")
+    h2_stream_window: Size | None = Field(
+        None, ge=1_024, le=1 << 24, description="bytes of one HTTP/2 request body that may be on their way"
+    )
+    h2_connection_window: Size | None = Field(
+        None, ge=65_535, le=1 << 28, description="bytes of all request bodies of an HTTP/2 connection, likewise"
+    )
+    h2_frame: Size | None = Field(None, ge=16_384, le=1 << 20, description="an HTTP/2 frame's payload")
+    h2_table: Size | None = Field(None, ge=0, le=65_536, description="a client's table of header fields (HPACK)")
+    h2_resets: int | None = Field(
+        None, ge=1, le=1_000_000, description="HTTP/2 streams that a client resets, or makes us reset, at once"
+    )
+    h2_resets_rate: int | None = Field(None, ge=1, le=1_000_000, description="how many of them are forgiven a second")
+    h2_continuations: int | None = Field(
+        None, ge=1, le=1_000, description="CONTINUATION frames of one head; an empty one is too many"
+    )
+    h2_settings: int | None = Field(None, ge=1, le=1_000_000, description="SETTINGS frames in 10 s")
+    h2_settings_entries: int | None = Field(None, ge=8, le=1_000, description="settings in one frame")
+    h2_pings: int | None = Field(None, ge=1, le=1_000_000, description="PING frames in 10 s")
+    h2_priorities: int | None = Field(
+        None, ge=0, le=1_000_000, description="PRIORITY frames, besides one for each stream of the connection"
+    )
+    h2_empty_data: int | None = Field(None, ge=1, le=1_000_000, description="DATA frames without data, in a row")
+    h2_glitches: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="frames that ask for nothing, at once: unknown ones, those of closed streams, WINDOW_UPDATE that "
+        "no answer called for",
+    )
+    h2_glitches_rate: int | None = Field(None, ge=1, le=1_000_000, description="how many of them are forgiven a second")
+    h2_queued: int | None = Field(
+        None, ge=16, le=100_000, description="frames of ours that wait because the client reads nothing"
+    )
 
 
 class LimitsSection(ListenerLimitsSection):
@@ -171,6 +205,9 @@ class ListenerSection(Section):
     )
     name: Name | None = Field(None, description="its name in metrics and logs; default: the address")
     tls: ListenerTlsSection | None = Field(None, description="serves HTTPS")
+    http2: bool = Field(
+        True, description="serves HTTP/2 beside HTTP/1.1: by ALPN over TLS, to clients that know it in plaintext"
+    )
     proxy_protocol: bool = Field(
         False,
         description="each connection begins with a PROXY header of version 2, and comes from `trusted_peers` or over a "

@@ -48,8 +48,9 @@ class ListenerTls:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The limits of LIMITS 1 that HTTP/1.1 and upstreams need; milliseconds, bytes, counts.
+    """The limits of LIMITS 1 that HTTP and upstreams need; milliseconds, bytes, counts.
 
+    ``h2_settings`` and ``h2_pings`` are frames in ten seconds, ``h2_resets_rate`` and ``h2_glitches_rate`` a second's.
     ``trusted_peers`` are networks (``10.0.0.0/8``); ``memory_limit`` 0: the cgroup's, else 80 % of the machine's.
     """
 
@@ -75,6 +76,22 @@ class Limits:
     json_depth: int = 64
     json_keys: int = 10_000
     json_digits: int = 64
+    h2_streams: int = 100
+    h2_stream_window: int = 65_536
+    h2_connection_window: int = 1_048_576
+    h2_frame: int = 16_384
+    h2_table: int = 4_096
+    h2_resets: int = 200
+    h2_resets_rate: int = 20
+    h2_continuations: int = 8
+    h2_settings: int = 20
+    h2_settings_entries: int = 32
+    h2_pings: int = 20
+    h2_priorities: int = 100
+    h2_empty_data: int = 10
+    h2_glitches: int = 1_000
+    h2_glitches_rate: int = 33
+    h2_queued: int = 1_000
     max_connections: int = 16_384
     max_connections_per_ip: int = 2_048
     max_unauthenticated_per_ip: int = 512
@@ -89,6 +106,7 @@ class Listener:
     """``address`` is ``host:port``, ``[v6]:port`` or ``unix:/path``; ``name`` is what the file calls it or it.
 
     ``proxy_protocol``: connections begin with a PROXY header, and come from ``trusted_peers`` or a Unix socket only.
+    ``http2``: beside HTTP/1.1, by ALPN over TLS and by its preface in plaintext.
     """
 
     name: str
@@ -96,6 +114,7 @@ class Listener:
     tls: ListenerTls | None = None
     limits: Limits = field(default_factory=Limits)
     proxy_protocol: bool = False
+    http2: bool = True
 
 
 @dataclass(frozen=True, slots=True)

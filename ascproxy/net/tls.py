@@ -19,6 +19,7 @@ from ascproxy.model.node import ClientAuth, ListenerTls, Node
 from ascproxy.model.provider import UpstreamTls
 
 HTTP1 = (b"http/1.1",)
+HTTP2 = (b"h2", *HTTP1)
 TICKET_KEY_BYTES = 80  # name 16, AES-256 key 32, HMAC-SHA-256 key 32
 SEED_BYTES = 32
 

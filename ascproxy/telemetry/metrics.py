@@ -153,7 +153,8 @@ HEADER_METRICS = (
         Metric("ascproxy_connections_accepted_total", Kind.COUNTER, "Connections of clients accepted.", ()), "accepted"
     ),
     HeaderMetric(
-        Metric("ascproxy_connections_paused", Kind.GAUGE, "Connections of clients that do not drain.", ()), "paused"
+        Metric("ascproxy_connections_paused", Kind.GAUGE, "Connections and streams of clients that do not drain.", ()),
+        "paused",
     ),
     HeaderMetric(
         Metric("ascproxy_tls_handshakes_failed_total", Kind.COUNTER, "TLS handshakes of clients that failed.", ()),

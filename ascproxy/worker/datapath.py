@@ -83,6 +83,7 @@ class GatewayPath:
             known = self._listeners.get(each.name)
             context = contexts[each.name]
             if known is not None:
+                known.http2 = each.http2
                 if context is not None and known.tls is not None:  # from plaintext to TLS and back needs a restart
                     known.tls = context
             elif each.name in self._wanted:
@@ -91,6 +92,7 @@ class GatewayPath:
                     tls=context,
                     limits=native_limits(each.limits),
                     proxy_protocol=each.proxy_protocol,
+                    http2=each.http2,
                 )
                 if each.proxy_protocol:
                     self._guarded.append((each.name, self._listeners[each.name]))
@@ -160,7 +162,9 @@ def native_network(text: str) -> tuple[bytes, int]:
 
 
 def _context(listener: Listener, tickets: TicketKeys) -> _native.TlsContext | None:
-    return tls.listener_context(listener.tls, tickets=tickets) if listener.tls is not None else None
+    if listener.tls is None:
+        return None
+    return tls.listener_context(listener.tls, tickets=tickets, alpn=tls.HTTP2 if listener.http2 else tls.HTTP1)
 
 
 def run(**given: Any) -> int:

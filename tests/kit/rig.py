@@ -161,6 +161,7 @@ class Rig:
         upstream_sndbuf: int = 0,
         proxy_protocol: bool = False,
         trusted: tuple[str, ...] = (),
+        http2: bool = True,
         **changes: int,
     ) -> None:
         self.script = script
@@ -171,6 +172,7 @@ class Rig:
         self.upstream_ssl = upstream_ssl
         self.upstream_rcvbuf = upstream_rcvbuf
         self.upstream_sndbuf = upstream_sndbuf
+        self.http2 = http2
         self.limits = limits(**changes)
         self.page = _native.Page(mmap.mmap(-1, 1 << 20))
         self.proxy_protocol = proxy_protocol
@@ -239,7 +241,11 @@ class Rig:
         )
         self.port = free_port()
         self.listener = _native.Listener(
-            name="test", tls=self.server_tls, limits=self.limits, proxy_protocol=self.proxy_protocol
+            name="test",
+            tls=self.server_tls,
+            limits=self.limits,
+            proxy_protocol=self.proxy_protocol,
+            http2=self.http2,
         )
         self.core.attach(loop)
         with socket.create_server(("127.0.0.1", self.port), backlog=1024) as listening:

@@ -192,8 +192,9 @@ class TestBareMachine:
         done = self.packages(tmp_path, user=1000, have=("id", "apt-get", "python3"))
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr == (
-            "Missing here: gcc libc6-dev libssl-dev. "
-            "As root: apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev libssl-dev\n"
+            "Missing here: gcc libc6-dev libssl-dev libnghttp2-dev. "
+            "As root: apt-get update && apt-get install -y --no-install-recommends "
+            "gcc libc6-dev libssl-dev libnghttp2-dev\n"
         )
 
     def test_root_installs_what_is_missing_and_only_that(self, tmp_path: Path) -> None:
@@ -201,13 +202,16 @@ class TestBareMachine:
         assert done.returncode == 0
         assert done.stdout.splitlines()[1:] == [
             "apt-get update -q",
-            "apt-get install -q -y --no-install-recommends gcc libc6-dev libssl-dev",
+            "apt-get install -q -y --no-install-recommends gcc libc6-dev libssl-dev libnghttp2-dev",
         ]
 
     def test_a_machine_without_apt_gets_the_dnf_line(self, tmp_path: Path) -> None:
         done = self.packages(tmp_path, user=0, have=("id", "python3"))
         assert (done.returncode, done.stdout) == (1, "")
-        assert done.stderr == "Missing here: gcc openssl-devel. As root: dnf install -y gcc openssl-devel\n"
+        assert done.stderr == (
+            "Missing here: gcc openssl-devel libnghttp2-devel. "
+            "As root: dnf install -y gcc openssl-devel libnghttp2-devel\n"
+        )
 
     def test_an_interpreter_that_is_not_there_is_named_and_not_installed(self, tmp_path: Path) -> None:
         done = self.packages(tmp_path, user=0, have=("id", "apt-get", "cc"), python="python3.12")
