@@ -68,6 +68,7 @@ def all_lines(descriptors: int) -> dict[str, Line]:
         Line("W1", "unary, keep-alive, 64 connections", saturates=True),
         Line("W2", "unary over TLS 1.3, keep-alive, 64 connections", tls=True, saturates=True),
         Line("SSE", f"{STREAMS} streams, one event each {INTERVAL_MS} ms", "sse", unit="events", connections=STREAMS),
+        Line("SSE-tls", "the same over TLS 1.3", "sse", unit="events", connections=STREAMS, tls=True),
         # A full handshake costs the load, which uses the same OpenSSL, more than the subject: its core is full first.
         Line(
             "W5",
