@@ -1,4 +1,4 @@
-"""HTTP/2 from clients (decision 10): the same exchanges as with HTTP/1.1, several on one connection."""
+"""HTTP/2 from clients (decision 12): the same exchanges as with HTTP/1.1, several on one connection."""
 
 from __future__ import annotations
 
