@@ -830,6 +830,11 @@ def test_a_connection_that_takes_nothing_is_cut_whole() -> None:
             c.writer.transport.pause_reading()
             for _ in range(3):
                 c.ask(CHAT)
+            await until(lambda: rig.core.paused > 0, "the socket is full", 40)
+            rig.ticking = False
+            await settled_at(lambda: flood.sent)
+            for second in (2, 4):  # what it holds is noted first, and then found to be the same
+                rig.core.tick(monotonic_ns() + second * S)
             await until(lambda: len(rig.walk.settled) == 3, "all are cut")
             await until(lambda: rig.core.connections == 0, "and the connection")
             assert {s["outcome"] for s in rig.walk.settled} == {"write_stall"}
