@@ -37,7 +37,7 @@ enum h2_code { H2_NO_ERROR = 0, H2_PROTOCOL_ERROR = 1, H2_INTERNAL_ERROR = 2, H2
 /* What the connection is told and asked. `stream` is what h2_adopt was given for it. */
 typedef struct {
     /* A request head of len bytes, longer than max_head and without an end when it is over that. `ended`: no body follows,
-     * and `ended` is called next. False: out of memory, the stream is reset. */
+     * and `ended` is called next. False: it cannot be taken, the stream is reset. */
     bool (*request)(void *owner, int32_t id, const char *head, size_t len, bool ended);
     void (*body)(void *owner, void *stream, const char *bytes, size_t len);
     void (*ended)(void *owner, void *stream); /* the request is complete */

@@ -404,6 +404,7 @@ void down_run(Downstream *d, char *bytes, size_t len);
 void down_close(Downstream *d);
 const char *head_reject_code(uint8_t reject);                /* the public code of an enum http1_reject */
 enum asc_limit down_last(const Downstream *d, uint64_t now); /* why no request follows, LIMIT_NONE when one may */
+bool down_trusted(Downstream *d);                            /* the client would be let in today */
 bool down_stalled(Downstream *d, uint64_t now); /* the client has taken nothing for too long */
 void down_settled(Downstream *d);
 void down_cut(Downstream *d, bool reset);

@@ -146,8 +146,10 @@ const char *head_reject_code(uint8_t reject)
 
 /* A CA or a revocation list was changed after this client was let in: would it be now? Asked before its next request, so
  * that a reload does not have to look at every connection at once. */
-static bool still_trusted(Downstream *d)
+bool down_trusted(Downstream *d)
 {
+    if (d->trust == d->listener->trust)
+        return true;
     if (d->conn.tls != NULL && d->listener->tls != Py_None &&
         !tls_context_trusts(asc_tls_context(d->listener->tls), tls_peer(d->conn.tls), tls_peer_chain(d->conn.tls)))
         return false;
@@ -266,7 +268,7 @@ void down_run(Downstream *d, char *bytes, size_t len)
         if (d->stream == NULL) {
             if (left == 0 || d->last || c->write_paused)
                 break;
-            if (d->trust != d->listener->trust && !still_trusted(d)) {
+            if (!down_trusted(d)) {
                 d->last = true;
                 break;
             }

@@ -327,6 +327,10 @@ static bool on_request(void *owner, int32_t id, const char *bytes, size_t len, b
     Downstream *d = owner;
     Core *core = d->conn.core;
     http1_head *head = &core->head;
+    if (!down_trusted(d)) { /* what is under way may end */
+        h2_leave_now(d->frames->session);
+        return false;
+    }
     if (http1_parse_request(head, bytes, len, 0, &d->listener->limits.head) != HTTP1_DONE) {
         Stream *s = adopt(d, id, NULL, NULL);
         if (s == NULL)

@@ -249,7 +249,7 @@ connection, and of those that have none for the last 1,024.
 
 A limit that is one of a connection with HTTP/1.1 is one of the stream with HTTP/2: where this page says that the
 connection closes after an answer, only the stream ends there. Those that begin with `h2_` count frames of one
-connection; what each is there for is in [decision 10](../decisions/0010-http2.md).
+connection; what each is there for is in [decision 12](../decisions/0012-http2.md).
 
 `memory_limit` is compared five times a second with the anonymous and shared memory of all processes of the service.
 Each step is left 3 points below where it was entered, and keeps what those before it do. Metrics, health and the

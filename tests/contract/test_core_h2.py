@@ -1,4 +1,4 @@
-"""HTTP/2 from clients (decision 10): the same exchanges as with HTTP/1.1, several on one connection."""
+"""HTTP/2 from clients (decision 12): the same exchanges as with HTTP/1.1, several on one connection."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from tests.contract.test_core_limits import lines, trips
 from tests.contract.test_core_pressure import Flood, marker
 from tests.contract.test_core_proxy import GOOD, proxied, told
 from tests.contract.test_core_tls import Pki
+from tests.contract.test_core_tls_clients import Partners
+from tests.kit.certificates import Files, trusting
 from tests.kit.frames import PREFACE, Client
 from tests.kit.rig import Forwarder, Rig, post, read_answer, read_request, run, settled_at, until
 
@@ -316,6 +318,37 @@ def test_over_tls_the_protocol_is_what_both_agreed_on(tmp_path: Path) -> None:
             context.set_alpn_protocols(["h2"])
             with pytest.raises(ssl.SSLError, match="no application protocol"):
                 await asyncio.open_connection("127.0.0.1", rig.port, ssl=context, server_hostname="localhost")
+
+    run(main())
+
+
+def test_a_client_that_is_not_trusted_any_more_gets_no_further_request(tmp_path: Path) -> None:
+    partners = Partners(tmp_path)
+    late = partners.ca.issue("late.example", common="late", client=True)
+    alpn = {"alpn": (b"h2",)}
+
+    def showing(client: Files) -> ssl.SSLContext:
+        context = trusting(partners.ca, "1.3", client)
+        context.set_alpn_protocols(["h2"])
+        return context
+
+    async def main() -> None:
+        async with (
+            Rig(echo, server_tls=partners.context(**alpn)) as rig,
+            Client(rig.port, tls=showing(partners.good)) as stays,
+            Client(rig.port, tls=showing(late)) as goes,
+        ):
+            for c in (stays, goes):
+                assert (await c.answer(c.ask(CHAT))).status == 200
+            partners.crl.write_bytes(partners.ca.revoke(partners.revoked, late))
+            rig.listener.tls = partners.context(**alpn)
+            assert (await stays.answer(stays.ask(CHAT))).status == 200
+            served = len(rig.walk.seen_certificates)
+            refused = goes.ask(CHAT)
+            assert await goes.ended() == 0
+            assert (goes.streams[refused].status, goes.streams[refused].reset) == (0, INTERNAL)
+            assert len(rig.walk.seen_certificates) == served
+            assert (await stays.answer(stays.ask(CHAT))).status == 200
 
     run(main())
 
@@ -797,6 +830,11 @@ def test_a_connection_that_takes_nothing_is_cut_whole() -> None:
             c.writer.transport.pause_reading()
             for _ in range(3):
                 c.ask(CHAT)
+            await until(lambda: rig.core.paused > 0, "the socket is full", 40)
+            rig.ticking = False
+            await settled_at(lambda: flood.sent)
+            for second in (2, 4):  # what it holds is noted first, and then found to be the same
+                rig.core.tick(monotonic_ns() + second * S)
             await until(lambda: len(rig.walk.settled) == 3, "all are cut")
             await until(lambda: rig.core.connections == 0, "and the connection")
             assert {s["outcome"] for s in rig.walk.settled} == {"write_stall"}

@@ -1,7 +1,7 @@
 """Known attacks on HTTP/2 servers: each ends within its bound, and a caller on another connection notices nothing.
 
 What is sent is made frame by frame: a library would refuse to. Incidents are named where a class of attack is known by
-one (docs/decisions/0010-http2.md says what counts, and why it is counted before nghttp2 sees it).
+one (docs/decisions/0012-http2.md says what counts, and why it is counted before nghttp2 sees it).
 """
 
 from __future__ import annotations
