@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import gateway, lines, machine, native, noise, table
+from bench import gateway, h2load, lines, machine, native, noise, table
 from bench.gateway import Gateway
 from bench.lines import Kind, Line, Turn
 from bench.peers import Envoy, Haproxy, LiteLLM, Nginx, Peer, VllmRouter
@@ -137,6 +137,11 @@ class Run:
             else:
                 self.notes.append(reason)
                 say(reason)
+        reason = h2load.missing()
+        if reason is not None and any(lines.LINES[name].mode == "h2" for name in chosen.only):
+            chosen.only = [name for name in chosen.only if lines.LINES[name].mode != "h2"]
+            self.notes.append(reason)
+            say(reason)
         self.failed: set[tuple[str, str]] = set()  # line, label
         self.sized: dict[str, list[Contestant]] = {}  # by line: directories that are filled once a run
         self.window = lines.Window(self.cores, chosen.seconds, chosen.warmup)

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from bench import machine, native, noise, process
+from bench import h2load, machine, native, noise, process
 from bench.subject import MODEL, Subject
 
 UNARY_BYTES = 1500
@@ -45,6 +45,7 @@ class Line:
     kind: Kind = Kind.CPU
     unit: str = "requests"
     connections: int = 64
+    streams: int = 1  # requests under way on each connection: more than one with HTTP/2 only
     interval_ms: int = INTERVAL_MS
     tls: bool = False
     saturates: bool = False  # a closed loop that should keep the subject's core busy
@@ -67,6 +68,17 @@ def all_lines(descriptors: int) -> dict[str, Line]:
     found = (
         Line("W1", "unary, keep-alive, 64 connections", saturates=True),
         Line("W2", "unary over TLS 1.3, keep-alive, 64 connections", tls=True, saturates=True),
+        # h2load opens no connection in the place of one that was ended: with 32, each stays for more than ten seconds
+        # below the 10,000 requests that the gateway allows it.
+        Line(
+            "H2",
+            "unary over HTTP/2 and TLS 1.3, 32 connections with 8 streams each",
+            "h2",
+            connections=32,
+            streams=8,
+            tls=True,
+            saturates=True,
+        ),
         Line("SSE", f"{STREAMS} streams, one event each {INTERVAL_MS} ms", "sse", unit="events", connections=STREAMS),
         Line("SSE-tls", "the same over TLS 1.3", "sse", unit="events", connections=STREAMS, tls=True),
         # A full handshake costs the load, which uses the same OpenSSL, more than the subject: its core is full first.
@@ -108,7 +120,7 @@ class Sample:
     errors: int
     first_error: str
     reconnects: int
-    latency_us: dict[str, float]
+    latency_us: dict[str, float]  # p50, p99, max and more; of h2load mean and max
     stub_late: int
     window: int = 1
     size: int | None = None  # keys or routes
@@ -170,7 +182,29 @@ class Load:
             argv += ["--keys", str(callers.keys)] if callers.keys else []
             argv += ["--models", str(callers.models)] if callers.models else []
         self.what = f"{line.name} on {subject.name}"
+        self.told: dict[str, Any] = {}
         self.child = machine.launch(argv, core, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+
+    @property
+    def pid(self) -> int:
+        """Of the running load."""
+        return self.child.pid
+
+    def ready(self, patience_s: float = 60) -> None:
+        """Returns when each connection has had a good answer. Raises StartError."""
+        self.expect("ready", patience_s)
+
+    def begin(self) -> None:
+        """Opens the window. Raises StartError."""
+        self.tell("begin")
+
+    def end(self) -> None:
+        """Closes the window. Raises StartError."""
+        self.told = self.tell("end")
+
+    def report(self) -> dict[str, Any]:
+        """What happened in the window."""
+        return self.told
 
     def expect(self, event: str, patience_s: float = 60) -> dict[str, Any]:
         """The next line, which must be this event. Raises StartError."""
@@ -252,6 +286,23 @@ class Turn:
     size: int | None = None
 
 
+def generator(line: Line, subject: Subject, window: Window, callers: Callers | None) -> Load | h2load.H2Load:
+    """The load of a line, started. Raises StartError."""
+    if line.mode != "h2":
+        return Load(line, subject, window.cores.load, callers)
+    return h2load.H2Load(
+        subject,
+        window.cores.load,
+        f"{line.name} on {subject.name}",
+        tls=line.tls,
+        connections=line.connections,
+        streams=line.streams,
+        seconds=window.seconds,
+        warmup=window.warmup,
+        expect_bytes=None if subject.rewrites else UNARY_BYTES,
+    )
+
+
 def measure(
     line: Line, subject: Subject, turn: Turn, stub: Stub, window: Window, *, callers: Callers | None = None
 ) -> Sample:
@@ -261,20 +312,21 @@ def measure(
     if holds:
         time.sleep(1)  # what a start leaves to do is done
         idle, worker_idle = memory(subject)
-    load = Load(line, subject, window.cores.load, callers)
-    roots = (subject.pid, stub.child.pid, load.child.pid)
+    load = generator(line, subject, window, callers)
     try:
-        load.expect("ready", subject.answers_within_s)
+        load.ready(subject.answers_within_s)
+        roots = (subject.pid, stub.child.pid, load.pid)
         time.sleep(window.warmup)
         late = stub.late()
-        load.tell("begin")
+        load.begin()
         before, machine_before, own_before = process.living(), noise.read(), sum(os.times()[:2])
         time.sleep(max(window.seconds, 2 * line.interval_ms / 1000))  # an event of each stream is in it
-        report = load.tell("end")
+        load.end()
         after, machine_after, own_after = process.living(), noise.read(), sum(os.times()[:2])
         late = stub.late() - late
         if holds:
             loaded, worker_loaded = memory(subject)
+        report = load.report()
     finally:
         load.stop()
     spent = [process.cpu_seconds(pid, after) - process.cpu_seconds(pid, before) if pid else None for pid in roots]

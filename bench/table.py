@@ -271,10 +271,16 @@ def _detail_row(name: str, cell: list[Sample]) -> list[str]:
         f"{median(busy):.0%}" if busy else "-",
         f"{median(s.stub_us for s in cell):.1f}",
         f"{median(s.load_us for s in cell):.1f}",
-        *(f"{median(s.latency_us[p] for s in cell):.0f}" for p in ("p50", "p99")),
+        *(_percentile(cell, p) for p in ("p50", "p99")),
         str(sum(s.errors for s in cell)),
         *([f"{median(n.steal for n in noises):.0%}", f"{median(n.foreign for n in noises):.0%}"] if noises else "--"),
     ]
+
+
+def _percentile(cell: list[Sample], which: str) -> str:
+    """A dash where the load tells none."""
+    told = [s.latency_us[which] for s in cell if which in s.latency_us]
+    return f"{median(told):.0f}" if told else "-"
 
 
 def doubts(samples: list[Sample]) -> list[str]:

@@ -35,7 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def failures(junit: Path) -> dict[tuple[str, str], str]:
-    """What did not pass, by section and title, with h2spec's own words. At least TESTS have run, and none was left out."""
+    """What did not pass, by section and title, with h2spec's own words; at least TESTS have run, none was left out."""
     suites = ET.parse(junit).getroot().findall("testsuite")
     assert sum(int(suite.get("tests", "0")) for suite in suites) >= TESTS
     assert sum(int(suite.get("skipped", "0")) for suite in suites) == 0
