@@ -52,7 +52,7 @@
 #else
 #define KEPT SPARES
 #endif
-#define LOG_MAX (1u << 20)
+#define LOG_MAX (4u << 20) /* access lines between two ticks, at more requests than a worker answers; touched as used */
 #define PROGRESS_NS (1000 * MS) /* how often a stalled client is looked at */
 #define LINGER_NS (2000 * MS)   /* how long a refused client may go on sending (RFC 9112 9.6) */
 #define N_LOOPBACK 2u           /* networks of core->exempt that are loopback; the rest is trusted_peers */

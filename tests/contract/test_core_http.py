@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from ascproxy import _native
 from ascproxy.clock import monotonic_ns
 from tests.kit.rig import Answer, Forwarder, Rig, post, read_answer, read_request, run, until
 
@@ -624,6 +625,27 @@ def test_usage_finish_and_access_line() -> None:
             assert (line["tokens_in"], line["tokens_out"], line["attempts"]) == (7, 3, 1)
             assert line["path"] == "/v1/chat/completions"
             assert rig.core.take_log() == b""
+
+    run(main())
+
+
+def test_a_tick_of_many_requests_loses_no_access_line() -> None:
+    many = 5_000  # of a tenth of a second at 50,000 a second, more than a worker answers
+
+    class Answers(Forwarder):
+        def on_request(self, s: _native.Stream) -> None:
+            s.respond(404, b"", b"")
+
+    async def main() -> None:
+        async with Rig(replies(), walk=Answers()) as rig:
+            reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
+            for n in range(many):
+                writer.write(post(CHAT, f"X-Request-Id: {n:0>64}"))
+                assert (await read_answer(reader)).status == 404
+            writer.close()
+            named = [json.loads(line)["request_id"] for line in rig.core.take_log().splitlines()]
+            assert named == [f"{n:0>64}" for n in range(many)]
+            assert rig.page.load(_native.Page.CELLS["log_dropped"]) == 0
 
     run(main())
 
