@@ -353,6 +353,11 @@ static bool on_request(void *owner, int32_t id, const char *bytes, size_t len, b
     if (core->overload >= OVERLOAD_REFUSE) { /* before anything is collected */
         stream_trip(s, LIMIT_MEMORY_REFUSE);
         stream_reject(s, "overloaded");
+    } else if (core->n_downs + core->n_in_flight > 2 * core->limits.max_connections) {
+        /* Each may take a connection of its own to a server: a descriptor, as a client does. With HTTP/1 there are never
+         * more of them than clients. */
+        stream_trip(s, LIMIT_MAX_CONNECTIONS);
+        stream_reject(s, "overloaded");
     }
     return true;
 }

@@ -214,7 +214,12 @@ SEEN: dict[str, tuple[str, str, str]] = {
     "json_depth": ("400", "invalid_request", "`limit`"),
     "json_keys": ("400", "invalid_request", "`limit`"),
     "json_digits": ("400", "invalid_request", "`limit`"),
-    "max_connections": ("a new connection closes at once", "-", "none"),
+    "max_connections": (
+        "a new connection closes at once; with HTTP/2, 503 with `Retry-After` for a request when connections and "
+        "requests under way are twice as many",
+        "overloaded",
+        "`limit`, where there is a request",
+    ),
     "max_connections_per_ip": ("a new connection closes at once", "-", "none"),
     "max_unauthenticated_per_ip": ("a new connection closes at once", "-", "none"),
     "memory_keep_alive": ("`Connection: close` in each answer", "-", "as usual"),

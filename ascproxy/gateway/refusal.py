@@ -145,8 +145,8 @@ CATALOGUE: dict[str, Entry] = {
         503,
         True,
         "The gateway holds as much as it may: try again shortly.",
-        "The bodies being collected by a worker are at `max_bodies`, or the memory of the service is at 92 % of "
-        "`memory_limit`.",
+        "The bodies being collected by a worker are at `max_bodies`, its connections and requests under way (HTTP/2) "
+        "are twice `max_connections`, or the memory of the service is at 92 % of `memory_limit`.",
         after=1,
     ),
     "draining": Entry(

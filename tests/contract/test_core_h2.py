@@ -783,6 +783,30 @@ def test_an_overloaded_worker_answers_each_stream() -> None:
     run(main())
 
 
+def test_no_more_is_under_way_than_there_are_descriptors_for() -> None:
+    go = asyncio.Event()
+
+    async def when_told(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            await go.wait()
+            writer.write(OK)
+
+    async def main() -> None:
+        async with Rig(when_told, max_connections=2) as rig, Client(rig.port) as c:
+            asked = [c.ask(CHAT) for _ in range(3)]
+            await until(lambda: rig.upstream_connections == 3, "all three were asked")
+            assert (await c.answer(c.ask(CHAT))).body == b"overloaded"
+            assert (rig.upstream_connections, rig.core.connections) == (3, 1)
+            go.set()
+            assert [(await c.answer(stream)).status for stream in asked] == [200] * 3
+            assert (await c.answer(c.ask(CHAT))).status == 200
+            assert trips(rig) == {"max_connections": 1}
+            assert [line["limit"] for line in lines(rig) if "limit" in line] == ["max_connections"]
+
+    run(main())
+
+
 # ---- time ----------------------------------------------------------------------------------------------------------
 
 
