@@ -94,7 +94,10 @@ class Connector:
     async def _socket(self, address: Address, where: str) -> socket.socket:
         refused: ConnectError | None = None
         for family, target in await self._resolve(address, where):
-            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            try:
+                sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+            except OSError as error:  # no descriptor is left, or the family is not there
+                raise ConnectError(f"no socket for {where}: {_sentence(error)}") from error
             try:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
@@ -151,6 +152,17 @@ async def test_a_refused_connection_is_a_sentence() -> None:
         port = unheard.getsockname()[1]
         with pytest.raises(ConnectError, match=rf"^127\.0\.0\.1:{port} refused the connection: Connection refused$"):
             await connector(TakeOver()).connect(address(port), 1_000)
+
+
+async def test_without_a_descriptor_left_it_is_a_sentence(server: Any) -> None:
+    asked = connector(TakeOver())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(ConnectError, match=rf"^no socket for 127\.0\.0\.1:{server[0]}: Too many open files$"):
+            await asked.connect(address(server[0]), 1_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_a_name_that_does_not_exist_is_a_sentence() -> None:
