@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ascproxy._native import Upstream
 
-MAX_IDLE = 256  # connections kept per endpoint and worker
+# Connections kept per endpoint and worker. No more wait than were at work within `idle_ms`, which ends the others.
+MAX_IDLE = 16_384
 COOL_NS = 1_000_000_000  # an endpoint that failed to connect is tried last for this long
 
 
