@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = "systemd,systemd-sysv,dbus,procps,python3,libssl3"
+PACKAGES = "systemd,systemd-sysv,dbus,procps,python3,libssl3,libnghttp2-14"
 PROGRAMS = ("debootstrap", "systemd-nspawn", "nsenter", "ip")
 BOOT_S = 60.0
 
@@ -45,13 +45,14 @@ def base_root() -> Path:
     """The root that hosts are copies of, made if it is not there."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     root = Path(os.environ.get("ASCPROXY_HOST_ROOT", cache / "ascproxy" / f"host-{suite()}"))
-    if not (root / "ready").exists():
+    ready = root / "ready"  # holds the packages that it was made with
+    if not ready.exists() or ready.read_text() != PACKAGES:
         shutil.rmtree(root, ignore_errors=True)
         root.parent.mkdir(parents=True, exist_ok=True)
         command = ["debootstrap", "--variant=minbase", f"--include={PACKAGES}", suite(), str(root)]
         done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-        (root / "ready").touch()
+        ready.write_text(PACKAGES)
     return root
 
 
