@@ -11,6 +11,7 @@ import asyncio
 import os
 import socket
 from asyncio import AbstractEventLoop
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # The kernel doubles it for its own bookkeeping. With 64 KiB unsent towards the client (TCP_NOTSENT_LOWAT) a stalled
 # stream stays below 256 KiB there; measured: 128 KiB here leave 285 KiB.
 RECEIVE_BUFFER = 80 * 1024
+
+# Each costs the loop some 0.1 ms. Thousands in one turn would hold up everything else, and their own deadlines with it.
+BEGIN_MAX = 32
 
 Open = Callable[[int, int, "TlsContext | None", str, Callable[["Upstream", str], None]], "Upstream"]
 
@@ -72,16 +76,23 @@ def forbidden(ip: IPv4Address | IPv6Address) -> str:
 class Connector:
     """Opens connections on ``loop``. ``take_over`` is ``Core.connect``: a connected socket becomes an upstream."""
 
-    __slots__ = ("_loop", "_take_over")
+    __slots__ = ("_begun", "_loop", "_take_over", "_waiting")
 
     def __init__(self, loop: AbstractEventLoop, take_over: Open) -> None:
         self._loop = loop
         self._take_over = take_over
+        self._begun = 0  # in this turn of the loop
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def connect(self, address: Address, within_ms: int) -> Upstream:
         """A connection that is ready to carry a request, TLS included. ``within_ms`` bounds it besides the address's
-        own deadlines. Raises :class:`ConnectError`. When cancelled, nothing is left open."""
+        own deadlines, from the turn of the loop in which it may begin. Raises :class:`ConnectError`. When cancelled,
+        nothing is left open."""
         where = f"{address.host}:{address.port}"
+        if self._begun >= BEGIN_MAX or self._waiting:
+            await self._wait()
+        else:
+            self._begin()
         try:
             async with asyncio.timeout(min(address.connect_ms, within_ms) / 1000):
                 sock = await self._socket(address, where)
@@ -90,6 +101,25 @@ class Connector:
             limit = "connect" if limit_ms == address.connect_ms else "total"
             raise ConnectTimeout(f"{where} did not accept a connection within {limit_ms} ms", limit) from error
         return await self._ready(sock, address, where, within_ms)
+
+    def _begin(self) -> None:
+        if self._begun == 0:
+            self._loop.call_soon(self._next_turn)
+        self._begun += 1
+
+    async def _wait(self) -> None:
+        turn = self._loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next_turn(self) -> None:
+        """Let the next ones begin, in the order in which they came."""
+        self._begun = 0
+        while self._waiting and self._begun < BEGIN_MAX:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else cancelled
+                self._begin()
+                turn.set_result(None)
 
     async def _socket(self, address: Address, where: str) -> socket.socket:
         refused: ConnectError | None = None

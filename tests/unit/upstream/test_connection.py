@@ -7,6 +7,7 @@ import errno
 import os
 import resource
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from ipaddress import ip_address
 from typing import Any
@@ -14,7 +15,15 @@ from typing import Any
 import pytest
 import uvloop
 
-from ascproxy.upstream.connection import RECEIVE_BUFFER, Address, ConnectError, Connector, ConnectTimeout, forbidden
+from ascproxy.upstream.connection import (
+    BEGIN_MAX,
+    RECEIVE_BUFFER,
+    Address,
+    ConnectError,
+    Connector,
+    ConnectTimeout,
+    forbidden,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -223,6 +232,28 @@ async def test_who_stops_waiting_leaves_nothing_open(server: Any) -> None:
     assert closed(taken)
 
 
+async def test_few_begin_in_one_turn_of_the_loop_and_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = 0
+    begun: list[tuple[int, int]] = []  # the turn, and who
+
+    async def begin(self: Connector, where: Address, _: str) -> list[tuple[int, Any]]:
+        begun.append((turn, where.port))
+        return []
+
+    monkeypatch.setattr(Connector, "_resolve", begin)
+    one = connector(TakeOver())
+    asked = [asyncio.create_task(one.connect(address(port), 1_000)) for port in range(5 * BEGIN_MAX)]
+    asked[BEGIN_MAX + 1].cancel()  # before it has begun
+    while not all(task.done() for task in asked):
+        await asyncio.sleep(0)
+        turn += 1
+        if turn == 2:
+            asked[BEGIN_MAX + 3].cancel()  # while it waits
+    assert [who for _, who in begun] == [n for n in range(5 * BEGIN_MAX) if n not in (BEGIN_MAX + 1, BEGIN_MAX + 3)]
+    assert max(Counter(turn for turn, _ in begun).values()) == BEGIN_MAX
+    assert all(task.cancelled() or isinstance(task.exception(), ConnectError) for task in asked)
+
+
 async def test_a_connection_that_died_at_once_is_not_handed_out(server: Any) -> None:
     class Dead(Held):
         @property
@@ -276,7 +307,9 @@ def test_where_a_name_may_lead(ip: str, why: str) -> None:
 
 async def test_a_name_that_leads_to_metadata_is_not_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
     class Loop:
-        """Resolves any name to the metadata service; any use besides that is a failure of the test."""
+        """Resolves any name to the metadata service; a use besides that and turning is a failure of the test."""
+
+        call_soon = asyncio.get_running_loop().call_soon
 
         async def getaddrinfo(self, *_: Any, **__: Any) -> list[Any]:
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80))]
