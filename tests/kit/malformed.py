@@ -182,7 +182,7 @@ def closed(aim: Aim) -> dict[str, tuple[int, bytes]]:
         "trailer: too large": chunks(GOOD_CHUNKS[:-2] + b"a: %b\r\n\r\n" % (b"b" * 9000)),
         # not HTTP
         "not HTTP: a TLS hello": HELLO + b"\r\n\r\n",
-        "not HTTP/1.1: the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
+        "not HTTP/1.1: the preface of what comes after HTTP/2": b"PRI * HTTP/3.0\r\n\r\nSM\r\n\r\n" + bytes(9),
         "not HTTP: SSH": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
         "not HTTP: a proxy's line": b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + aim.good(),
         "not HTTP: a proxy's binary line": b"\r\n\r\n\x00\r\nQUIT\n\x21\x11\x00\x0c" + bytes(12) + b"\r\n\r\n",
