@@ -23,7 +23,8 @@ MANY_STREAMS = 10_000
 MANY_INTERVAL_MS = 1_000  # ten thousand streams are there to be held, not to be fast
 # Of the descriptor limit of a subject: two a stream, and what it needs besides.
 RESERVED_DESCRIPTORS = 512
-OPENING = 512  # connections in the making at the same time, where there are thousands: a stream opens with its first event
+# Connections in the making at the same time, where there are thousands: a stream opens with its first event.
+OPENING = 512
 
 
 class Kind(Enum):
